@@ -1,0 +1,37 @@
+# Every target sets itself up: a virtual environment in .venv, made again only when what it depends on has changed.
+#   make demo    train a small language model three ways and compare      (DEMO="--steps 20 --arms eager,fuse")
+#   make test    the test suite                                           (TESTS="tests/test_packaging.py -x")
+#   make slow    the long sweeps
+#   make check   ruff and mypy
+#   make clean   remove the environment and everything built
+
+PYTHON ?= python3
+JOBS ?= 2
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test slow check clean
+
+demo: $(READY)
+	$(BIN)/python examples/train_lm.py $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+slow: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) -m slow $(TESTS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/python tools/link_types.py
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fuse needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find fuse passes codegen tests tools examples -name __pycache__ -prune -exec rm -rf {} +

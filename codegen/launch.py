@@ -1,0 +1,48 @@
+"""What a kernel learns at launch: extents and strides, read off the tensors, so that one source serves any layout."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fuse.codegen.tile import Affine, Load, TileProgram
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Element offset of a load = base + sum axes[a] * position(a) + sum data[k] * (k-th computed index)."""
+
+    base: int
+    axes: dict[str, int]
+    data: tuple[int, ...]
+
+
+def layout(load: Load, strides: Sequence[int], sizes: Mapping[str, int]) -> Layout:
+    """`strides` are the buffer's, in elements; axes the load does not vary along affinely are absent."""
+    base, axes, data = 0, {}, []
+    for index, stride in zip(load.index, strides, strict=True):
+        if isinstance(index, Affine):
+            base += index.offset.evaluate(sizes) * stride
+            for axis, coefficient in index.terms:
+                axes[axis] = axes.get(axis, 0) + coefficient.evaluate(sizes) * stride
+        else:
+            data.append(stride)
+    return Layout(base, axes, tuple(data))
+
+
+def extents(program: TileProgram, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The extent of every axis of the program, in order i0, i1, ..."""
+    return tuple(axis.extent.evaluate(sizes) for axis in program.axes)
+
+
+def params(program: TileProgram, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(p.evaluate(sizes) for p in program.params)
+
+
+def allocate(program: TileProgram, sizes: Mapping[str, int], device: torch.device) -> dict[str, torch.Tensor]:
+    """One uninitialised contiguous tensor per output, by canonical name."""
+    by_name = {axis.name: axis.extent for axis in program.axes}
+    return {slot.name: torch.empty([by_name[a].evaluate(sizes) for a in slot.axes], dtype=getattr(torch, slot.dtype),
+                                   device=device)
+            for slot in program.outputs}

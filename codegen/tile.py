@@ -1,0 +1,325 @@
+"""Tile programs: what a region does to one tile, as straight-line SSA that a target only has to spell.
+
+`lower.lower(region, staged)` makes one. Its meaning, with R rows and C columns per tile:
+
+    for each point of `batch`                                  grid axes shared by both operands of some dot
+      for each tile of dim "row"                               the other grid axes, flattened row-major
+        for level in levels
+          level.before                                         values without "col": once per row tile
+          states of this level with scope "row" := identity    (see `Update`)
+          for each tile of dim "col"                           the stream axes, flattened row-major
+            level.body                                         values with "col", one level at a time
+            level.updates                                      in order
+            level.stores                                       those whose value set has "col"; the others once, before
+          states of this level with scope "row": store, in their `storage` dtype
+    states with scope "grid": `Update` accumulates in memory over all tiles; cast to `storage` once at the very end
+
+Names are canonical: axes are i0, i1, ..., input buffers x0, x1, ..., states c0, ..., stores y0, ... in order of first
+visit, so that regions which differ in names only give the same text. Sizes are never text: an axis's extent, a `Param`
+and every stride are arguments of the kernel (`codegen.launch`).
+
+A dim is a str: "row", "col", or the name of a free axis (a carry's width, or the contraction axis of an inner dot).
+`Value.dims` is always ordered row, col, then free axes by number. Values broadcast by dim name. An operand may lack
+dims: whatever consumes it broadcasts.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fuse.ir.expr import Axis
+from fuse.ir.program import Kind, Region
+from fuse.ir.size import Size
+
+
+@dataclass(frozen=True)
+class Value:
+    """One SSA value: a tile with dimensions `dims` (no dims: one scalar per batch point)."""
+
+    id: int
+    dims: tuple[str, ...]
+    dtype: str
+
+    @property
+    def scope(self) -> str:
+        """"tile" (row and col), "col", "row", or "batch" (neither): how often it has to be computed."""
+        row, col = "row" in self.dims, "col" in self.dims
+        return "tile" if row and col else "col" if col else "row" if row else "batch"
+
+    def __repr__(self) -> str:
+        return f"v{self.id}"
+
+
+# ---- statements: `out` is defined by ... ----------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Const:
+    """A literal."""
+
+    out: Value
+    value: float | int | bool
+
+
+@dataclass(frozen=True)
+class Param:
+    """An extent as an int64 scalar: argument number `index` of `TileProgram.params`."""
+
+    out: Value
+    index: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """The int64 position along the axis `axis`: dims are () for a batch axis, else the dim the axis belongs to.
+
+    If the dim flattens several axes, position = (flat // product of later extents) % extent.
+    """
+
+    out: Value
+    axis: str
+
+
+@dataclass(frozen=True)
+class Affine:
+    """offset + sum of coefficient * position(axis); never out of range (proved by `lower`)."""
+
+    terms: tuple[tuple[str, Size], ...]
+    offset: Size
+
+
+Index = Affine | Value
+"""An int64 Value is a computed index (data dependent, or not proved in range): `lower` has clamped it into range."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """`buffer[index...]`, one index per dimension of the buffer; out.dtype is the buffer's element type.
+
+    Strides come from `launch.layout(load, tensor.stride(), sizes)`: element offset =
+    base + sum over axes of stride(axis) * position + sum over computed indices of stride(dimension) * value.
+    Beyond the end of a tile's dims the target masks.
+    """
+
+    out: Value
+    buffer: str
+    index: tuple[Index, ...]
+    number: int    # of this load in the program, which names its stride arguments
+
+
+@dataclass(frozen=True)
+class Point:
+    """A pointwise op of fuse.ir.ops, with that table's meaning. `cast` goes from args[0].dtype to out.dtype."""
+
+    out: Value
+    op: str
+    args: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """out[m, n] = sum over k of a[m, k] * b[k, n], accumulated in out.dtype; a and b are of that dtype too.
+
+    k: the contracted free dims, all of them in both operands. m and n are disjoint. Look through
+    `TileProgram.source_of` to find the narrower load behind a cast operand.
+    """
+
+    out: Value
+    a: Value
+    b: Value
+    k: tuple[str, ...]
+
+    @property
+    def m(self) -> tuple[str, ...]:
+        return tuple(d for d in self.a.dims if d not in self.k)
+
+    @property
+    def n(self) -> tuple[str, ...]:
+        return tuple(d for d in self.b.dims if d not in self.k)
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """`op` ("sum" or "max") of x over free dims: what is left of an inner reduction that is not a Dot."""
+
+    out: Value
+    op: str
+    x: Value
+    over: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Final:
+    """The finished state of a lower level, in its accumulation dtype: `state` is c0, or c0.m / c0.l for an LSE."""
+
+    out: Value
+    state: str
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Read back from the slab what level `level` computed for the same Value (only in staged programs)."""
+
+    out: Value
+    level: int
+
+
+Statement = Const | Param | Position | Load | Point | Dot | Reduce | Final | Staged
+
+
+def operands(statement: Statement) -> tuple[Value, ...]:
+    match statement:
+        case Load():
+            return tuple(i for i in statement.index if isinstance(i, Value))
+        case Point():
+            return statement.args
+        case Dot():
+            return (statement.a, statement.b)
+        case Reduce():
+            return (statement.x,)
+    return ()
+
+
+# ---- carries --------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class State:
+    """A carry's storage. `dims`: its tile dims (free dims are its width); `keeps`: the batch axes it varies along.
+
+    scope "row":  has every batch axis, reduces "col": lives in the target's registers or a row buffer, is complete
+                  after its level's column loop.
+    scope "grid": accumulates over row tiles or batch points: lives in memory of its full shape, starts at the identity,
+                  complete when the kernel is. Nothing in the kernel reads it back as Final.
+    """
+
+    name: str
+    kind: Kind
+    dtype: str                    # accumulation dtype of the value (int64 for ARGMAX: the comparison is in `compare`)
+    dims: tuple[str, ...]
+    keeps: tuple[str, ...]
+    scope: str
+    level: int
+    stores: tuple[str, ...]       # output buffers (canonical): one, or (m, l) for an LSE, or () if internal
+    compare: str                  # dtype of the body
+
+
+@dataclass(frozen=True)
+class Update:
+    """state op= contribution of this tile, reduced over `over` (tile dims; () if the state has all of them).
+
+    SUM            state += sum_over value [* wide]
+    MAX / ARGMAX   value; nan wins; ARGMAX keeps the first position along `position` (an axis name)
+    LSE            s = value: m' = max(m, max_over s); l = l * exp(m - m') + sum_over exp(s - m');
+                   m starts at -inf, l at 0; where m' = -inf nothing is added and the factor is 0
+    SUM with `relative` = an LSE state whose Update precedes it in the list, with operand s, old maximum m and new m':
+                   weight = exp(exponent * (s - m')) * (s - m')**moment
+                   T_n = rho * sum_j C(n, j) * delta**(n - j) * T_j + sum_over weight * value [* wide]
+                   with delta = m - m', rho = exp(exponent * delta), both sums 0 where m = -inf; T_j for j < n are the
+                   states `lower[j]` (c0.l for the LSE's own l), all as they were before this tile: so update the
+                   highest moment first (the list is ordered so).
+
+    `wide`, if there is one, makes it a matrix product: it lacks one of the state's other dims, value lacks wide's width.
+    `value` None counts as 1. Values may lack dims of state.dims + over: broadcast (a sum counts each position).
+    """
+
+    state: str
+    kind: Kind
+    value: Value | None
+    wide: Value | None
+    over: tuple[str, ...]
+    relative: str | None = None
+    operand: Value | None = None
+    exponent: int | float = 1
+    moment: int = 0
+    lower: tuple[str, ...] = ()
+    position: str | None = None
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return tuple(v for v in (self.value, self.wide, self.operand) if v is not None)
+
+
+@dataclass(frozen=True)
+class Store:
+    """An emit: y[axes] = value, contiguous, in axis order; `dims` are the tile dims among those axes."""
+
+    buffer: str
+    value: Value
+    axes: tuple[str, ...]
+    dims: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Level:
+    before: tuple[Statement, ...]
+    body: tuple[Statement, ...]
+    updates: tuple[Update, ...]
+    stores: tuple[Store, ...]
+    stage: tuple[Value, ...] = ()     # staged programs: values of `body` that later levels read back as Staged
+
+
+# ---- the program ----------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Slot:
+    """A buffer of the kernel: canonical `name`, the region's own name `source`, element type, and for an output the
+    axes (canonical) that make its shape."""
+
+    name: str
+    source: str
+    dtype: str
+    axes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TileProgram:
+    region: Region
+    axes: tuple[Axis, ...]                          # canonical axes (i0, ...) with their extents
+    batch: tuple[str, ...]
+    dims: dict[str, tuple[str, ...]]                # dim -> the axes it flattens; "row" and "col" are always there
+    params: tuple[Size, ...]
+    inputs: tuple[Slot, ...]
+    outputs: tuple[Slot, ...]                       # one per region.stores name, in that order
+    states: tuple[State, ...]
+    levels: tuple[Level, ...]
+    defines: dict[int, Statement] = field(default_factory=dict)   # Value.id -> its (first) definition
+
+    def axis(self, name: str) -> Axis:
+        return self.axes[int(name[1:])]
+
+    def state(self, name: str) -> State:
+        return next(s for s in self.states if s.name == name)
+
+    def slot(self, name: str) -> Slot:
+        return next(s for s in (*self.inputs, *self.outputs) if s.name == name)
+
+    def extent(self, dim: str) -> Size:
+        """The number of positions of a dim."""
+        out = Size.of(1)
+        for name in self.dims[dim]:
+            out = out * self.axis(name).extent
+        return out
+
+    def statements(self) -> Iterator[Statement]:
+        for level in self.levels:
+            yield from level.before
+            yield from level.body
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """Every load, by number."""
+        found = {s.number: s for s in self.statements() if isinstance(s, Load)}
+        return tuple(found[k] for k in sorted(found))
+
+    @property
+    def dots(self) -> tuple[Dot, ...]:
+        return tuple({s.out.id: s for s in self.statements() if isinstance(s, Dot)}.values())
+
+    def source_of(self, value: Value) -> Statement:
+        """The statement behind `value`, looking through widening float casts (exact, so a target may load narrow)."""
+        widens = {("bfloat16", "float32"), ("float16", "float32"), ("float32", "float64"),
+                  ("bfloat16", "float64"), ("float16", "float64")}
+        statement = self.defines[value.id]
+        while isinstance(statement, Point) and statement.op == "cast" \
+                and (statement.args[0].dtype, statement.out.dtype) in widens:
+            statement = self.defines[statement.args[0].id]
+        return statement

@@ -1,0 +1,29 @@
+"""A torch.compile backend that streams huge intermediate values instead of storing them."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fuse.report import explain as explain
+
+__all__ = ["__version__", "explain"]
+__version__ = "0.1.0"
+
+# In a wheel passes/ and codegen/ lie inside this package, in the repository beside it. These lines let a checkout that
+# is not installed import them too, and let torch.compile find the backend by its name.
+_root = Path(__file__).resolve().parent.parent
+if __name__ == "fuse" and (_root / "pyproject.toml").is_file():
+    __path__.append(str(_root))
+    from fuse._checkout import advertise
+
+    advertise()
+
+
+def __getattr__(name: str) -> Any:
+    """`fuse.explain` is loaded on first use: importing fuse does not import torch."""
+    if name == "explain":
+        from fuse.report import explain
+
+        return explain
+    raise AttributeError(f"module 'fuse' has no attribute {name!r}")

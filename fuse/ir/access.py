@@ -1,0 +1,142 @@
+"""How stored tensors are read at index expressions, and how the terms of an output are added into one.
+
+An index that is affine becomes a slice of the tensor, also where it addresses several axes packed into one dimension
+(`64*h + d + 128`); any other index gathers.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fuse.ir.align import align, expand
+from fuse.ir.expr import Axis, Expr
+from fuse.ir.index import Affine, affine
+from fuse.ir.ops import union
+from fuse.ir.program import Output
+
+if TYPE_CHECKING:
+    from fuse.ir.evaluate import Code, Evaluator
+
+
+def _slice(x: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Tensor | None:
+    if stop <= start:
+        return x.narrow(dim, 0, 0)
+    if start < 0 or stop > x.shape[dim]:
+        return None
+    if step > 1:
+        return x[(slice(None),) * dim + (slice(start, stop, step),)]
+    return x if start == 0 and stop == x.shape[dim] else x.narrow(dim, start, stop - start)
+
+
+def _take(x: Tensor, dim: int, form: Affine, ev: Evaluator) -> tuple[Tensor, list[Axis]] | None:
+    """`x` with dimension `dim` replaced by one dimension per axis of the form, or None if no slice does that."""
+    offset, terms = ev.int(form.offset), sorted(((ev.int(c), a) for a, c in form.terms.items()), key=lambda t: -t[0])
+    if not terms:
+        return (x.select(dim, offset), []) if 0 <= offset < x.shape[dim] else None
+    steps = [c for c, _ in terms]
+    if steps[-1] < 1:
+        return None
+    if len(terms) == 1:
+        step, (low, high) = steps[0], ev.span(terms[0][1])
+        out = _slice(x, dim, offset + step * low, offset + step * (high - 1) + 1 if high > low else 0, step)
+        return None if out is None else (out, [terms[0][1]])
+    # Several axes in one dimension are the digits of the position in a mixed radix: x[offset + 12 i + 4 j + k].
+    n, radix = x.shape[dim], [*steps[1:], 1]
+    if n % steps[0] or any(s % r for s, r in zip(steps, radix, strict=True)):
+        return None
+    x = x.unflatten(dim, (n // steps[0], *(s // r for s, r in zip(steps, radix, strict=True))))
+    for i, (step, axis) in enumerate(terms):
+        digit, offset = divmod(offset, step)
+        low, high = ev.span(axis)
+        part = _slice(x, dim + i, low + digit, high + digit)
+        if part is None:
+            return None
+        x = part
+    return x.select(dim + len(terms), offset), [a for _, a in terms]
+
+
+def _gather(x: Tensor, gathered: list[int], sliced: list[Axis], node: Expr, ev: Evaluator) -> tuple[Tensor, list[Axis]]:
+    """Advanced indexing of the dimensions that follow one unit in `gathered` per index; indices are clamped."""
+    axes = union(tuple(node.args[k] for k in gathered))
+    index = []
+    for dim, k in enumerate(gathered):
+        at = align(ev.value(node.args[k]), node.args[k].axes, axes)
+        if x.shape[dim] == 0:
+            counts = [ev.count(a) for a in axes]
+            return x.new_zeros([*counts, *x.shape[len(gathered):]]), [*axes, *sliced]
+        index.append(at.clamp(0, x.shape[dim] - 1))
+    return x[tuple(index)], [*axes, *sliced]
+
+
+def read_code(node: Expr) -> Code:
+    """A function that evaluates one read. Indices out of range read some element of the tensor, never outside."""
+    forms = [affine(i) for i in node.args]
+    name, target, dtype = node["buffer"].name, node.axes, node["buffer"].dtype
+    clash = {a for i, f in zip(node.args, forms, strict=True) if f is None for a in i.axes}
+    for k, form in enumerate(forms):          # an axis addresses one sliced dimension at most
+        if form is not None and clash & form.terms.keys():
+            forms[k] = None
+        clash |= set(node.args[k].axes)
+
+    def run(ev: Evaluator) -> Tensor:
+        x, axes, gathered = ev.env[name], [], []
+        dim = 0                               # dimensions before `dim` belong to `axes`, gathered ones go to the front
+        for k, form in enumerate(forms):
+            taken = None if form is None else _take(x, dim, form, ev)
+            if taken is None:
+                x = x.movedim(dim, len(gathered))
+                gathered.append(k)
+                dim += 1
+            else:
+                x = taken[0]
+                axes += taken[1]
+                dim += len(taken[1])
+        found = axes
+        if gathered:
+            x, found = _gather(x, gathered, axes, node, ev)
+        return align(x, tuple(found), target).to(ev.dtype(dtype))
+    return run
+
+
+def _plain(index: tuple[Expr, ...], value: Expr, shape: list[int], ev: Evaluator) -> Tensor | None:
+    """The value itself, if the index walks through the whole output once."""
+    forms = [affine(i) for i in index]
+    axes = tuple(f.single for f in forms if f is not None and f.single is not None and f.offset == 0)
+    if len(axes) != len(shape) or len(set(axes)) != len(axes) or not set(value.axes) <= set(axes):
+        return None
+    if [ev.count(a) for a in axes] != shape:
+        return None
+    return expand(ev.value(value), value.axes, axes, shape)
+
+
+def assemble(output: Output, ev: Evaluator) -> Tensor:
+    """An output: `out[index] += value` for each term, from zero. Out-of-range positions contribute nothing."""
+    shape, dtype = [ev.int(s) for s in output.buffer.shape], ev.dtype(output.buffer.dtype)
+    wide = {torch.bfloat16: torch.float32, torch.float16: torch.float32}.get(dtype, dtype)
+    out: Tensor | None = None
+    for term in output.terms:
+        whole = _plain(term.index, term.value, shape, ev)
+        if whole is not None:
+            out = whole.to(wide) if out is None else out + whole
+            continue
+        out = torch.zeros(shape, dtype=wide, device=ev.device) if out is None else out.clone()
+        axes = union((*term.index, term.value))
+        counts = [ev.count(a) for a in axes]
+        value = expand(ev.value(term.value), term.value.axes, axes, counts).to(wide)
+        if not shape:
+            out += value.sum()
+            continue
+        at = [expand(ev.value(i), i.axes, axes, counts) for i in term.index]
+        inside = torch.stack([(i >= 0) & (i < n) for i, n in zip(at, shape, strict=True)]).all(0)
+        out.index_put_(tuple(i[inside] for i in at), value[inside], accumulate=True)
+    return torch.zeros(shape, dtype=dtype, device=ev.device) if out is None else out.to(dtype)
+
+
+def evaluate_output(output: Output, env: Mapping[str, Tensor], sizes: Mapping[str, int], *,
+                    dtype: str | None = None) -> Tensor:
+    """The tensor of an output, given the buffers its terms read. May alias a tensor of `env`."""
+    from fuse.ir.evaluate import Evaluator
+    return assemble(output, Evaluator(env, sizes, dtype=dtype))

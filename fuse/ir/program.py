@@ -1,0 +1,158 @@
+"""Programs: what goes in, the steps that store something, what comes out.
+
+Before region forming a program has no steps and its outputs are plain expressions of the inputs. Afterwards every step
+defines stored buffers (`Define` by dense evaluation, `Region` by streaming) and outputs read those.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fuse.ir.expr import Axis, Buffer, Expr, make
+
+
+class Kind(Enum):
+    """What a carry keeps while the stream goes by."""
+
+    SUM = "sum"
+    MAX = "max"
+    ARGMAX = "argmax"
+    LSE = "lse"          # the pair (m, l): defines the buffers NAME.m and NAME.l, value m + log l
+    AFFINE = "affine"    # h = a h + b: `body` is the scan expression, whose arguments are a and b
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A value accumulated over the axes `over`, stored as the buffer `name` with dimensions `axes`.
+
+    A plain SUM / MAX / ARGMAX / LSE accumulates `body`. A SUM `relative_to` the LSE carry c with operand s accumulates
+    `body * exp(exponent * (s - m)) * (s - m)**moment`, m being the maximum of s: it is rescaled when the running
+    maximum moves, and what is stored is relative to the final m. `level` is the sweep of the region in which the carry
+    is computed: its body may read `carry(part="final")` of lower levels.
+    """
+
+    name: str
+    kind: Kind
+    body: Expr
+    over: tuple[Axis, ...]
+    axes: tuple[Axis, ...]
+    relative_to: str | None = None
+    exponent: int | float = 1
+    moment: int = 0
+    level: int = 0
+    storage: str | None = None    # element type it is stored in, if not the body's (accumulation stays in the body's)
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        return (f"{self.name}.m", f"{self.name}.l") if self.kind is Kind.LSE else (self.name,)
+
+
+@dataclass(frozen=True)
+class Emit:
+    """A value stored at every position of the stream, at buffer `name` with dimensions `axes`."""
+
+    name: str
+    value: Expr
+    axes: tuple[Axis, ...]
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class Define:
+    """A stored value computed from stored values alone, densely: `name[axes] = value`."""
+
+    name: str
+    value: Expr
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One walk (or `sweeps` walks) along `streams`, for every point of `grid`.
+
+    `streams` with several axes means their product, row-major. `reverse` walks from the end.
+    `boundaries` are AFFINE carries whose state at tile boundaries a reverse region will need.
+    """
+
+    name: str
+    streams: tuple[Axis, ...]
+    grid: tuple[Axis, ...]
+    carries: tuple[Carry, ...]
+    emits: tuple[Emit, ...] = ()
+    reverse: bool = False
+    boundaries: tuple[str, ...] = ()
+
+    @property
+    def sweeps(self) -> int:
+        return 1 + max((x.level for x in (*self.carries, *self.emits)), default=0)
+
+    @property
+    def bodies(self) -> tuple[Expr, ...]:
+        return tuple(c.body for c in self.carries) + tuple(e.value for e in self.emits)
+
+    def carry(self, name: str) -> Carry:
+        return next(c for c in self.carries if c.name == name)
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        return tuple(n for c in self.carries for n in c.stores) + tuple(e.name for e in self.emits)
+
+
+Step = Define | Region
+
+
+@dataclass(frozen=True)
+class Term:
+    """`value` added into an output at `index`, one integer expression per dimension (a data index scatters)."""
+
+    index: tuple[Expr, ...]
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Output:
+    """A result of the program: the sum of its terms over a zero tensor. Positions no term reaches are zero.
+
+    `gradient_of` names the input whose gradient this is, or is None for a forward result.
+    """
+
+    buffer: Buffer
+    terms: tuple[Term, ...]
+    gradient_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """`cotangents` are the inputs that arrive only in the backward; `anchors` the values the importer found virtual."""
+
+    inputs: tuple[Buffer, ...]
+    outputs: tuple[Output, ...]
+    steps: tuple[Step, ...] = ()
+    cotangents: tuple[str, ...] = ()
+    anchors: tuple[Expr, ...] = ()
+    hints: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return tuple(s for s in self.steps if isinstance(s, Region))
+
+    def roots(self) -> Iterator[Expr]:
+        """Every expression of the program, steps in order, then outputs."""
+        for step in self.steps:
+            yield from (step.value,) if isinstance(step, Define) else step.bodies
+        for output in self.outputs:
+            for term in output.terms:
+                yield from (*term.index, term.value)
+
+
+def stored(name: str, dtype: str, axes: tuple[Axis, ...]) -> Expr:
+    """A read of the stored value `name` at its own axes."""
+    buffer = Buffer(name, dtype, tuple(a.extent for a in axes))
+    return make("read", *(make("iota", axis=a) for a in axes), buffer=buffer)
+
+
+def carry_part(carry: Carry, part: str, suffix: str = "") -> Expr:
+    """A carry of the same region, read inside it: `running`, `final` or `prefix`; suffix .m or .l for an LSE."""
+    dtype = "int64" if carry.kind is Kind.ARGMAX else carry.body.dtype
+    return make("carry", name=carry.name + suffix, part=part, dtype=dtype, axes=carry.axes)

@@ -1,0 +1,76 @@
+"""The private parts of torch that fuse relies on, all in one place, with the versions each was checked on.
+
+    name                                       why                                                      since
+    torch._dynamo.exc                          exceptions that steer Dynamo and must pass through       2.0
+    torch._dynamo.utils.counters               where torch's users look for counts                      2.0
+    torch._inductor.compile_fx.compile_fx      compiles what fuse did not take                          2.0
+    torch._inductor.list_mode_options          translates torch.compile's mode                          2.0
+    torch._inductor.custom_graph_pass          a pass whose uuid enters the cache keys                  2.6
+    torch._C._AutoDispatchBelowAutograd        calls the op below autograd, as register_autograd does   2.4
+    torch._C._DisableAutocast                  ambient autocast must not reach into fuse's own torch    2.1
+    torch._logging.trace_structured            the report in tlparse                                    2.4
+    GraphModule._param_name_to_source,         lost by deepcopy, wanted by AOTAutograd                  2.11
+    Node._dynamo_source
+"""
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.utils import counters as torch_counters
+from torch.fx import GraphModule
+
+below_autograd = torch._C._AutoDispatchBelowAutograd
+without_autocast = torch._C._DisableAutocast
+
+
+def steers_dynamo(error: BaseException) -> bool:
+    """True for exceptions with which Dynamo controls itself (restart, skip the frame, shorten a traceback)."""
+    return isinstance(error, TorchDynamoException) and not isinstance(error, BackendCompilerFailed)
+
+
+def counters() -> Any:
+    return torch_counters["fuse"]
+
+
+def mode_names() -> list[str]:
+    from torch._inductor import list_mode_options
+
+    return list(list_mode_options())
+
+
+def mode_patches(mode: str | None) -> dict[str, Any]:
+    """Inductor's config for a mode of torch.compile."""
+    if mode is None:
+        return {}
+    from torch._inductor import list_mode_options
+
+    return dict(list_mode_options(mode))
+
+
+def inductor(gm: GraphModule, example_inputs: Sequence[Any], patches: dict[str, Any]) -> Callable[..., Any]:
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(gm, example_inputs, config_patches=patches)
+
+
+def untouched_copy(gm: GraphModule) -> GraphModule:
+    """A deep copy that keeps what Dynamo attached to the module and to its placeholders."""
+    twin = copy.deepcopy(gm)
+    for name in ("_param_name_to_source", "_source_to_user_stacks"):
+        if hasattr(gm, name):
+            setattr(twin, name, getattr(gm, name))
+    for old, new in zip(gm.graph.find_nodes(op="placeholder"), twin.graph.find_nodes(op="placeholder"), strict=True):
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+    return twin
+
+
+def trace_artifact(name: str, payload: Callable[[], dict[str, Any]]) -> None:
+    """An artifact for TORCH_TRACE and tlparse; free when nobody listens."""
+    torch._logging.trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "json"},
+                                    payload_fn=lambda: json.dumps(payload()))

@@ -1,0 +1,90 @@
+"""The compiler on one page: an expression program goes in, a plan of streamed regions comes out.
+
+Every pass is one file whose docstring is its equation. The order matters where a comment says so; the program is
+verified after every pass.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from fuse.ir.program import Output, Program, Region, Term
+from fuse.ir.verify import verify
+from fuse.passes.differentiate import differentiate
+from fuse.passes.hoist import hoist, orient, regroup
+from fuse.passes.lower import Lowering
+from fuse.passes.merge import Group, merge
+from fuse.passes.plan import Plan, cut, restrict
+from fuse.passes.recognise import recognise
+from fuse.passes.regions import expand_picks, frontier, split_sums
+from fuse.passes.simplify import drop_marks, simplify
+from fuse.passes.virtualize import Virtual, virtualize
+from fuse.reasons import Miss, Refused
+
+__all__ = ["PIPELINE", "Context", "Plan", "compile_program", "restrict"]
+
+
+@dataclass
+class Context:
+    """What the passes may know: sizes to expect, which inputs need gradients, what the target and the user allow."""
+
+    hints: Mapping[str, int] = field(default_factory=dict)
+    wrt: tuple[str, ...] = ()
+    slab: bool = True                # gradients may be computed in the forward where that is legal
+    shared_sweep: bool = True        # the target accumulates over a grid axis
+    notes: list[Miss] = field(default_factory=list)
+    backward_regions: set[str] = field(default_factory=set)
+
+
+Pass = Callable[[Program, Context], Program]
+
+
+def _on_values(program: Program, f: Callable) -> Program:
+    """Applies a rewrite of expressions to the outputs and the anchors alike."""
+    roots = [e for o in program.outputs for t in o.terms for e in (*t.index, t.value)]
+    done = iter(f([*roots, *program.anchors]))
+    outputs = tuple(Output(o.buffer, tuple(Term(tuple(next(done) for _ in t.index), next(done)) for t in o.terms),
+                           o.gradient_of) for o in program.outputs)
+    return replace(program, outputs=outputs, anchors=tuple(done))
+
+
+def _regions(program: Program, context: Context) -> Program:
+    virtual = Virtual(program.anchors)
+    program = _on_values(program, lambda roots: split_sums(expand_picks(roots), virtual, context.hints))
+    if any(t.value in virtual for o in program.outputs for t in o.terms):
+        raise Refused(Miss("ESCAPES"))
+    groups: list[Group] = merge(frontier(program, virtual), slab=context.slab, shared_sweep=context.shared_sweep,
+                                note=context.notes.append)
+    context.backward_regions = {f"region{i}" for i, g in enumerate(groups) if g.backward}
+    return Lowering(program, groups).run()
+
+
+PIPELINE: tuple[tuple[str, Pass], ...] = (
+    ("recognise", lambda p, _: _on_values(p, recognise)),
+    ("simplify", lambda p, _: _on_values(p, simplify)),
+    # Autodiff meets the primitives, so that every derivative is bounded; the backward has no rules of its own.
+    ("differentiate", lambda p, c: differentiate(p, c.wrt)),
+    # Again: only now do gradients and forward share their statistics.
+    ("share", lambda p, _: _on_values(p, lambda roots: drop_marks(simplify(roots)))),
+    ("virtualize", lambda p, c: virtualize(p, c.hints)),
+    ("regions", _regions),
+    ("hoist", lambda p, _: hoist(p)),
+    ("canonical", lambda p, _: orient(regroup(p))),
+)
+
+
+def compile_program(program: Program, context: Context) -> Plan:
+    """Runs the pipeline. Refused carries the Miss if the program cannot be streamed."""
+    snapshots = {"import": program}
+    for name, step in PIPELINE:
+        program = step(program, context)
+        verify(program)
+        snapshots[name] = program
+    forward, backward, saved = cut(program, context.backward_regions)
+    return Plan(forward, backward, saved, _handed_over(forward, saved), tuple(context.notes), snapshots)
+
+
+def _handed_over(forward: Program, saved: tuple[str, ...]) -> tuple[str, ...]:
+    """The gradients a region with a second sweep leaves behind."""
+    return tuple(n for s in forward.steps if isinstance(s, Region) for c in s.carries if c.level for n in c.stores
+                 if n in saved)

@@ -1,0 +1,140 @@
+"""hoist: what varies only along the grid (or only along the stream) is computed once, before the sweep.
+
+    body(... f(r1[n], r2[n]) ...)  ->  d[n] = f(r1[n], r2[n]);  body(... d[n] ...)
+
+Kernels then differ only in what they stream: the many spellings of a loss tail become reads of the same few vectors.
+Pure index arithmetic stays in the kernel (it becomes predicates and loop bounds), and so does a lone read.
+`regroup` writes the body of a dot as (everything on the tile) * (what carries the width), so that both gradients of a
+contraction contract one and the same expression; `orient` puts the operands of commutative ops in an order that depends on their roles, not on names.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from fuse.ir.expr import Axis, Expr, make, rebuild, rewrite, topological
+from fuse.ir.program import Carry, Define, Program, Region, Step, stored
+from fuse.passes.simplify import Product, product_of
+
+COMMUTATIVE = ("add", "mul", "maximum", "minimum", "eq", "ne", "and", "or")
+
+
+def hoist(program: Program) -> Program:
+    """Puts a Define before the first region that needs it."""
+    names: dict[Expr, Expr] = {}
+    steps: list[Step] = []
+    for step in program.steps:
+        if isinstance(step, Region):
+            new: list[Define] = []
+            step = _map_bodies(step, lambda body, r=step: _hoist_body(body, r, names, new))
+            steps += new
+        steps.append(step)
+    return replace(program, steps=tuple(steps))
+
+
+def _map_bodies(region: Region, f: Callable[[Expr], Expr]) -> Region:
+    return replace(region, carries=tuple(replace(c, body=f(c.body)) for c in region.carries),
+                   emits=tuple(replace(e, value=f(e.value)) for e in region.emits))
+
+
+def _hoist_body(body: Expr, region: Region, names: dict[Expr, Expr], new: list[Define]) -> Expr:
+    memo: dict[Expr, Expr] = {}
+    for node in _maximal(body, region):
+        if node not in names:
+            name = f"d{len(names)}"
+            names[node] = stored(name, node.dtype, node.axes)
+            new.append(Define(name, node, node.axes))
+        memo[node] = names[node]
+    return rewrite([body], lambda _: None, memo)[0]
+
+
+def _maximal(body: Expr, region: Region) -> list[Expr]:
+    """The largest subexpressions worth computing beforehand."""
+    found: list[Expr] = []
+    seen: set[Expr] = set()
+    todo = [body]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if _worth_storing(node, region):
+            found.append(node)
+        elif node.op != "read":
+            todo.extend(reversed(node.args))
+    return found
+
+
+def _worth_storing(node: Expr, region: Region) -> bool:
+    axes = set(node.axes)
+    if not (axes <= set(region.grid) or axes <= set(region.streams)):
+        return False
+    below = topological([node])
+    if any(e.op == "carry" for e in below) or not any(e.op == "read" for e in below):
+        return False
+    inner = node.args[0] if node.op == "cast" else node
+    return inner.op != "read"
+
+
+def regroup(program: Program) -> Program:
+    def one(region: Region) -> Region:
+        tile = set(region.grid) | set(region.streams)
+
+        def carry(c: Carry) -> Carry:
+            wide = set(c.axes) - tile
+            return replace(c, body=_grouped(c.body, lambda f: bool(set(f.axes) & wide))) if wide else c
+
+        def inner(node: Expr) -> Expr | None:
+            if node.op != "sum":
+                return None
+            return rebuild(node, [_grouped(node.args[0], lambda f: bool(set(f.axes) & set(region.streams)))])
+        region = replace(region, carries=tuple(carry(c) for c in region.carries))
+        return _map_bodies(region, lambda body: rewrite([body], inner)[0])
+    return replace(program, steps=tuple(one(s) if isinstance(s, Region) else s for s in program.steps))
+
+
+def _grouped(body: Expr, second: Callable[[Expr], bool]) -> Expr:
+    """body as mul(product of the first kind, product of the second), if it has both."""
+    p = product_of(body)
+    right = [f for f in p.factors if second(f)]
+    if not right or len(right) == len(p.factors) or any(second(d) for d in p.divisors):
+        return body
+    left = Product(p.coefficient, tuple(f for f in p.factors if not second(f)), p.divisors).build(body.dtype)
+    return make("mul", left, Product(1, tuple(right)).build(body.dtype))
+
+
+def orient(program: Program) -> Program:
+    """Sorts commutative operands by role (grid first, then stream), then by structure."""
+    def one(region: Region) -> Region:
+        key = _Structure(region)
+
+        def rule(node: Expr) -> Expr | None:
+            if node.op not in COMMUTATIVE:
+                return None
+            a, b = node.args
+            return rebuild(node, (b, a)) if key(b) < key(a) else None
+        return _map_bodies(region, lambda body: rewrite([body], rule)[0])
+    return replace(program, steps=tuple(one(s) if isinstance(s, Region) else s for s in program.steps))
+
+
+class _Structure:
+    """A sort key that ignores the names of axes and buffers."""
+
+    def __init__(self, region: Region):
+        self.region, self.memo = region, dict[Expr, tuple]()
+
+    def role(self, axis: Axis) -> int:
+        return 0 if axis in self.region.grid else 1 if axis in self.region.streams else 2
+
+    def __call__(self, root: Expr) -> tuple:
+        for node in topological([root], self.memo):
+            if node not in self.memo:
+                roles = tuple(sorted({self.role(a) for a in node.axes}))
+                text = f"{node.op} {roles} {node.dtype} {self._attrs(node)}" + "".join(self.memo[a][-1] for a in node.args)
+                self.memo[node] = (roles, node.op, hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+        return self.memo[root]
+
+    def _attrs(self, node: Expr) -> str:
+        hidden = ("axis", "axes", "buffer", "name")
+        return repr([(k, v) for k, v in node.attrs if k not in hidden])

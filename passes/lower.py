@@ -1,0 +1,142 @@
+"""lower: groups of leaves become regions; every other expression reads what they store.
+
+    L                ->  m + log l          of the stored pair (m, l)
+    exp_sub(x, L)    ->  exp(x - m) * (1 / l)
+    sub_lse(x, L)    ->  (x - m) - log l
+    logaddexp(A, B)  ->  the pair (max(m), l_A exp(m_A - m) + l_B exp(m_B - m))
+    a separated sum  ->  sum_i c_i * (stored moment i)
+
+Inside its own region a statistic is the `final` part of the carry; everywhere else it is a read.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fuse.ir.expr import Expr, cast, const, make, rebuild, topological
+from fuse.ir.program import Carry, Kind, Output, Program, Region, Step, Term, carry_part, stored
+from fuse.passes.merge import Group, Member
+from fuse.passes.regions import Leaf
+from fuse.passes.separate import Moment, is_normaliser
+from fuse.passes.simplify import product_of
+
+Pair = tuple[Expr, Expr]
+
+
+class Lowering:
+    """Names the carries of every group and resolves leaves to what is stored."""
+
+    def __init__(self, program: Program, groups: list[Group]):
+        self.program, self.groups = program, groups
+        self.home: dict[Expr, tuple[Group, Member]] = {m.leaf.value: (g, m) for g in groups for m in g.members}
+        self.storage = _storage(program, self.home)
+        self.carries: dict[Group, list[Carry]] = {g: [] for g in groups}
+        self.moments: dict[tuple[Group, Moment], Carry] = {}
+        self.names: dict[Expr, Carry] = {}
+        self._count = 0
+
+    def run(self) -> Program:
+        steps: list[Step] = [self._region(i, g) for i, g in enumerate(self.groups)]
+        outside = Resolver(self, None)
+        outputs = tuple(Output(o.buffer, tuple(Term(tuple(map(outside.lower, t.index)), outside.lower(t.value))
+                                               for t in o.terms), o.gradient_of) for o in self.program.outputs)
+        return replace(self.program, steps=tuple(steps), outputs=outputs, anchors=())
+
+    def _region(self, number: int, group: Group) -> Region:
+        inside = Resolver(self, group)
+        for member in group.members:
+            leaf = member.leaf
+            if member.separated is None:
+                carry = Carry(self._name(), leaf.kind, inside.lower(leaf.body), member.over, leaf.value.axes,
+                              level=member.level, storage=self.storage.get(leaf.value))
+                self.names[leaf.value] = carry
+                self.carries[group].append(carry)
+            else:
+                for moment in filter(None, member.separated.moments):
+                    self._moment(group, leaf, moment, inside)
+        return Region(f"region{number}", group.streams, group.grid, tuple(self.carries[group]))
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"c{self._count - 1}"
+
+    def _moment(self, group: Group, leaf: Leaf, moment: Moment, inside: Resolver) -> None:
+        """A carry for the moment, and for the lower ones its rescaling needs; the zeroth may be l itself."""
+        for n in range(moment.moment + 1):
+            lower = replace(moment, moment=n)
+            if (group, lower) in self.moments or is_normaliser(lower):
+                continue
+            lse = None if moment.lse is None else self.names[moment.lse].name
+            carry = Carry(self._name(), Kind.SUM, inside.lower(moment.body), leaf.streams, leaf.value.axes, lse,
+                          moment.exponent if lse else 1, n)
+            self.moments[group, lower] = carry
+            self.carries[group].append(carry)
+
+
+class Resolver:
+    """Rewrites expressions of the unpartitioned program, seen from inside `group` (or from outside all: None)."""
+
+    def __init__(self, lowering: Lowering, group: Group | None):
+        self.lowering, self.group, self.memo = lowering, group, dict[Expr, Expr]()
+
+    def lower(self, x: Expr) -> Expr:
+        for node in topological([x], {**self.lowering.home, **self.memo}):
+            if node not in self.memo:
+                self.memo[node] = self._node(node)
+        return self.memo[x]
+
+    def _node(self, node: Expr) -> Expr:
+        if node in self.lowering.home:
+            return self._leaf(node)
+        if node.op == "exp_sub":
+            m, ell = self.pair(node.args[1])
+            return make("exp", self.lower(node.args[0]) - m) * (const(1, node.dtype) / ell)
+        if node.op == "sub_lse":
+            m, ell = self.pair(node.args[1])
+            return (self.lower(node.args[0]) - m) - make("log", ell)
+        return rebuild(node, [self.memo[a] for a in node.args])
+
+    def _leaf(self, node: Expr) -> Expr:
+        group, member = self.lowering.home[node]
+        if member.separated is not None:
+            return member.separated.value(lambda moment: self._moment(group, moment), self, node.dtype)
+        if node.op == "lse":
+            m, ell = self.pair(node)
+            return m + make("log", ell)
+        return self._part(group, self.lowering.names[node])
+
+    def _moment(self, group: Group, moment: Moment) -> Expr:
+        return self._part(group, self.lowering.moments[group, moment])
+
+    def _part(self, group: Group, carry: Carry, suffix: str = "") -> Expr:
+        if group is self.group:
+            return carry_part(carry, "final", suffix)
+        dtype = "int64" if carry.kind is Kind.ARGMAX else carry.storage or carry.body.dtype
+        return cast(stored(carry.name + suffix, dtype, carry.axes), "int64" if dtype == "int64" else carry.body.dtype)
+
+    def pair(self, ell: Expr) -> Pair:
+        """The pair (m, l) with ell = m + log l."""
+        if ell in self.lowering.home:
+            group, _ = self.lowering.home[ell]
+            carry = self.lowering.names[ell]
+            return self._part(group, carry, ".m"), self._part(group, carry, ".l")
+        if ell.op == "logaddexp":
+            (m, a), (n, b) = map(self.pair, ell.args)
+            top = make("maximum", m, n)
+            return top, a * make("exp", m - top) + b * make("exp", n - top)
+        return self.lower(ell), const(1, ell.dtype)
+
+
+def _storage(program: Program, home: Mapping[Expr, object]) -> dict[Expr, str]:
+    """A bfloat16 gradient that is a scalar times one accumulated value is rounded when that value is stored.
+
+    Not so float16: the common factor (1/N, a loss scale) is applied afterwards and the bare sum may overflow.
+    """
+    found: dict[Expr, str] = {}
+    for output in program.outputs:
+        if output.gradient_of is None or len(output.terms) != 1 or output.buffer.dtype != "bfloat16":
+            continue
+        wide = [f for f in product_of(output.terms[0].value).factors if f.axes]
+        if len(wide) == 1 and wide[0] in home:
+            found[wide[0]] = output.buffer.dtype
+    return found

@@ -1,0 +1,164 @@
+"""merge: leaves over the same stream share a sweep.
+
+In dependency order, a leaf joins the earliest region of the same phase, streams and grid that
+  - computes nothing the leaf needs (they are independent), or
+  - computes statistics the leaf needs and the leaf is separable in them (see separate.py), or
+  - holds the same row: under the slab schedule a gradient that depends, up to one common factor, on its own row's
+    statistics alone joins the forward region one level up and is swept from the staged rows.
+Two dots over the two axes of one anchor (both gradients of a contraction) may share the recomputed tile: the second is
+accumulated `over` the grid.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fuse.ir.expr import Axis, Expr, topological
+from fuse.ir.program import Kind
+from fuse.passes.regions import Leaf, rows_only
+from fuse.passes.separate import Separated, separate
+from fuse.reasons import Miss
+
+
+@dataclass(eq=False)
+class Member:
+    """A leaf inside a region: at which level, over which axes, and split into which moments."""
+
+    leaf: Leaf
+    level: int
+    over: tuple[Axis, ...]
+    separated: Separated | None = None
+
+
+@dataclass(eq=False)
+class Group:
+    """A region in the making."""
+
+    streams: tuple[Axis, ...]
+    grid: tuple[Axis, ...]
+    backward: bool
+    members: list[Member] = field(default_factory=list)
+
+    def member(self, leaf: Leaf) -> Member | None:
+        return next((m for m in self.members if m.leaf is leaf), None)
+
+
+def merge(leaves: list[Leaf], *, slab: bool, shared_sweep: bool,
+          note: Callable[[Miss], None] = lambda _: None) -> list[Group]:
+    """The regions in execution order, forward first. `note` receives why a sweep could not be shared."""
+    table = {leaf.value: leaf for leaf in leaves}
+    groups: list[Group] = []
+    forward = [leaf for leaf in leaves if leaf.forward]
+    for leaf in forward:
+        _place(leaf, groups, table, backward=False, shared=False, note=note)
+    rest = [leaf for leaf in leaves if not leaf.forward]
+    for leaf in rest:
+        if not leaf.dot:
+            _join_statistics(leaf, groups, table)
+    if slab and not _slab(rest, groups, table, shared_sweep):
+        slab = False
+    for leaf in _streams_first(rest, groups):
+        if not any(g.member(leaf) for g in groups):
+            _place(leaf, groups, table, backward=True, shared=shared_sweep, note=note)
+    return groups
+
+
+def _place(leaf: Leaf, groups: list[Group], table: Mapping[Expr, Leaf], *, backward: bool, shared: bool,
+           note: Callable[[Miss], None]) -> None:
+    for i, group in enumerate(groups):
+        if group.backward is not backward or not _follows(leaf, groups, i):
+            continue
+        member = _fits(leaf, group, table, note) or (_shares(leaf, group) if shared else None)
+        if member:
+            group.members.append(member)
+            return
+    groups.append(Group(leaf.streams, leaf.grid, backward, [Member(leaf, 0, leaf.streams)]))
+
+
+def _follows(leaf: Leaf, groups: list[Group], position: int) -> bool:
+    """Nothing the leaf needs is computed after `position`."""
+    later = [m.leaf for g in groups[position + 1:] for m in g.members]
+    return not any(n in later for n in leaf.needs)
+
+
+def _fits(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf], note: Callable[[Miss], None]) -> Member | None:
+    if (set(leaf.streams), set(leaf.grid)) != (set(group.streams), set(group.grid)):
+        return None
+    here = [n for n in leaf.needs if group.member(n)]
+    if not here:
+        return Member(leaf, 0, leaf.streams)
+    if leaf.kind is not Kind.SUM or leaf.dot and group.backward:
+        return None
+    statistics = [n.value for n in here if n.kind is Kind.LSE and group.member(n).level == 0]
+    found = separate(leaf.body, leaf.streams, statistics, _reads({n.value for n in here}, table))
+    if isinstance(found, Miss):
+        note(found)
+        return None
+    return Member(leaf, 0, leaf.streams, found)
+
+
+def _shares(leaf: Leaf, group: Group) -> Member | None:
+    """dW beside dX: the same anchor with stream and grid exchanged, needing nothing the region computes."""
+    exchanged = set(leaf.streams) == set(group.grid) and set(leaf.grid) == set(group.streams)
+    if not exchanged or not leaf.dot or not all(m.leaf.dot for m in group.members):
+        return None
+    return None if any(group.member(n) for n in leaf.needs) else Member(leaf, 0, leaf.streams)
+
+
+def _streams_first(rest: list[Leaf], groups: list[Group]) -> list[Leaf]:
+    """Dots along the forward's own stream found a shared sweep; the exchanged ones join it."""
+    streams = [set(g.streams) for g in groups]
+    needed = {n for leaf in rest for n in leaf.needs}
+    later = [leaf for leaf in rest if leaf.dot and leaf not in needed and set(leaf.streams) not in streams]
+    return [leaf for leaf in rest if leaf not in later] + later
+
+
+def _join_statistics(leaf: Leaf, groups: list[Group], table: Mapping[Expr, Leaf]) -> None:
+    """A gradient's own statistic rides in the forward sweep if what it accumulates is known there.
+
+    Cotangents may stand in the coefficients: those are applied to the stored moments in the backward.
+    """
+    known = [m.leaf.value for g in groups for m in g.members]
+    for group in groups:
+        if (set(leaf.streams), set(leaf.grid)) != (set(group.streams), set(group.grid)) or leaf.kind is not Kind.SUM:
+            continue
+        statistics = [m.leaf.value for m in group.members if m.leaf.kind is Kind.LSE and m.level == 0]
+        values = {m.leaf.value for m in group.members}
+        found = separate(leaf.body, leaf.streams, statistics, _reads(values, table))
+        if not isinstance(found, Miss) and all(_known(body, table, known, group) for body in found.bodies):
+            group.members.append(Member(leaf, 0, leaf.streams, found))
+            return
+
+
+def _known(body: Expr, table: Mapping[Expr, Leaf], known: list[Expr], group: Group) -> bool:
+    below = topological([body], table)
+    return not any(e.op == "read" and e["buffer"].name.startswith("ct.") for e in below) \
+        and all(e in known and not group.member(table[e]) for e in below if e in table)
+
+
+def _reads(values: set[Expr], table: Mapping[Expr, Leaf]) -> Callable[[Expr], bool]:
+    return lambda x: any(e in values for e in topological([x], table))
+
+
+def _slab(rest: list[Leaf], groups: list[Group], table: Mapping[Expr, Leaf], shared_sweep: bool) -> bool:
+    """All gradient dots join one forward region one level up, or none does."""
+    pending = [leaf for leaf in rest if not any(g.member(leaf) for g in groups)]
+    if not pending or not shared_sweep or any(leaf.cotangent or not leaf.dot for leaf in pending):
+        return False
+    for i, group in enumerate(groups):
+        members = [_staged(leaf, group, table) if _follows(leaf, groups, i) else None for leaf in pending]
+        if all(members):
+            group.members += [m for m in members if m]
+            return True
+    return False
+
+
+def _staged(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf]) -> Member | None:
+    ours, theirs = {frozenset(leaf.streams), frozenset(leaf.grid)}, {frozenset(group.streams), frozenset(group.grid)}
+    if ours != theirs:
+        return None
+    here = [n for n in leaf.needs if group.member(n)]
+    if not all(rows_only(leaf, n, table, group.grid) for n in here):
+        return None
+    level = 1 + max((group.member(n).level for n in here), default=0)
+    return Member(leaf, level, leaf.streams)

@@ -1,0 +1,130 @@
+"""plan: the joint program is cut into what runs in the forward and what runs in the backward."""
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+from fuse.ir.expr import topological
+from fuse.ir.program import Carry, Define, Output, Program, Region, Step
+from fuse.reasons import Miss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`forward` computes the outputs and the buffers `saved`; `backward` reads those, the inputs and the cotangents.
+
+    `handed_over` are saved gradients of the slab schedule: computed in the forward, up to a factor, for one use.
+    """
+
+    forward: Program
+    backward: Program | None
+    saved: tuple[str, ...]
+    handed_over: tuple[str, ...] = ()
+    notes: tuple[Miss, ...] = ()
+    snapshots: dict[str, Program] = field(default_factory=dict, compare=False)
+
+
+def names_read(step: Step) -> set[str]:
+    roots = (step.value,) if isinstance(step, Define) else step.bodies
+    return _buffers(roots)
+
+
+def _buffers(roots) -> set[str]:
+    return {e["buffer"].name for e in topological(roots) if e.op == "read"}
+
+
+def stores(step: Step) -> tuple[str, ...]:
+    return (step.name,) if isinstance(step, Define) else step.stores
+
+
+def restrict(program: Program, outputs: Collection[str]) -> Program:
+    """The program that computes only the named outputs: unneeded steps, carries and inputs are gone."""
+    kept = tuple(o for o in program.outputs if o.buffer.name in outputs)
+    return _needed(program, kept, extra=())
+
+
+def _needed(program: Program, outputs: tuple[Output, ...], extra: Collection[str]) -> Program:
+    wanted = set(extra) | _buffers([e for o in outputs for t in o.terms for e in (*t.index, t.value)])
+    steps: list[Step] = []
+    for step in reversed(program.steps):
+        if isinstance(step, Region):
+            step = _trim(step, wanted)
+            if not step.carries and not step.emits:
+                continue
+        elif step.name not in wanted:
+            continue
+        wanted |= names_read(step)
+        steps.append(step)
+    inputs = tuple(b for b in program.inputs if b.name in wanted)
+    names = {b.name for b in inputs}
+    return replace(program, inputs=inputs, outputs=outputs, steps=tuple(reversed(steps)),
+                   cotangents=tuple(c for c in program.cotangents if c in names))
+
+
+def _trim(region: Region, wanted: Collection[str]) -> Region:
+    """Keeps the carries whose stores are wanted, and those they are relative to or read the final value of."""
+    keep: set[str] = set()
+    todo = [c for c in region.carries if set(c.stores) & set(wanted)]
+    emits = tuple(e for e in region.emits if e.name in wanted)
+    table = {c.name: c for c in region.carries}
+    todo += [table[n] for e in emits for n in _parts(e.value)]
+    while todo:
+        carry = todo.pop()
+        if carry.name in keep:
+            continue
+        keep.add(carry.name)
+        todo += [table[n] for n in _parts(carry.body)]
+        if carry.relative_to:
+            todo.append(table[carry.relative_to])
+            todo += [c for c in region.carries if _lower_moment(c, carry)]
+    return replace(region, carries=tuple(c for c in region.carries if c.name in keep), emits=emits)
+
+
+def _lower_moment(c: Carry, of: Carry) -> bool:
+    return (c.relative_to, c.body, c.exponent) == (of.relative_to, of.body, of.exponent) and c.moment < of.moment
+
+
+def _parts(body) -> set[str]:
+    return {e["name"].removesuffix(".m").removesuffix(".l") for e in topological([body]) if e.op == "carry"}
+
+
+def cut(program: Program, backward_regions: Collection[str]) -> tuple[Program, Program | None, tuple[str, ...]]:
+    """(forward, backward, saved) from the joint program; a step is backward if it is named so or reads one that is."""
+    late, late_names = set[int](), set(program.cotangents)
+    for i, step in enumerate(program.steps):
+        named = isinstance(step, Region) and step.name in backward_regions
+        if named or names_read(step) & late_names:
+            late.add(i)
+            late_names |= set(stores(step))
+    late |= _only_for_backward(program, late)
+    results = tuple(o for o in program.outputs if o.gradient_of is None)
+    gradients = tuple(o for o in program.outputs if o.gradient_of is not None)
+    early_steps = tuple(s for i, s in enumerate(program.steps) if i not in late)
+    late_steps = tuple(s for i, s in enumerate(program.steps) if i in late)
+    if not gradients:
+        return _needed(replace(program, steps=early_steps), results, ()), None, ()
+    back = _needed(replace(program, steps=late_steps), gradients, ())
+    read = set().union(*(names_read(s) for s in late_steps), _buffers([e for o in gradients for t in o.terms
+                                                                     for e in (*t.index, t.value)]))
+    saved = tuple(n for s in early_steps for n in stores(s) if n in read)
+    ahead = _needed(replace(program, steps=early_steps), results, saved)
+    return ahead, replace(back, inputs=back.inputs + _saved_buffers(back, saved)), saved
+
+
+def _only_for_backward(program: Program, late: set[int]) -> set[int]:
+    """Defines that only backward steps read move there, so that nothing is kept alive for them."""
+    moved: set[int] = set()
+    outputs = _buffers([e for o in program.outputs if o.gradient_of is None for t in o.terms for e in (*t.index, t.value)])
+    for i in reversed(range(len(program.steps))):
+        step = program.steps[i]
+        if i in late or not isinstance(step, Define):
+            continue
+        readers = [j for j, s in enumerate(program.steps) if step.name in names_read(s)]
+        if step.name not in outputs and all(j in late or j in moved for j in readers):
+            moved.add(i)
+    return moved
+
+
+def _saved_buffers(back: Program, saved: tuple[str, ...]):
+    found = {e["buffer"].name: e["buffer"] for e in topological(back.roots()) if e.op == "read"}
+    return tuple(found[n] for n in saved if n in found)

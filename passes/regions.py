@@ -1,0 +1,133 @@
+"""regions: one streamed walk per stored value that reads a virtual one.
+
+The frontier is every reduction whose operand is virtual and whose result is not, plus virtual outputs. Its stream is the
+part of the anchor it reduces, its grid the rest of the anchor. A sum over more than the stream that the anchor's
+statistics use is split: the inner sum is streamed, the outer one is a small sum over stored values.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fuse.ir.expr import Axis, Expr, iota, make, rewrite, sum_, topological, where
+from fuse.ir.program import Kind, Program
+from fuse.passes.simplify import is_dot
+from fuse.passes.virtualize import AxisSet, Virtual
+from fuse.reasons import Miss, Refused
+
+KINDS = {"sum": Kind.SUM, "max": Kind.MAX, "argmax": Kind.ARGMAX, "lse": Kind.LSE}
+
+
+@dataclass(eq=False)
+class Leaf:
+    """A frontier value: what is reduced, over what, and what it needs first."""
+
+    value: Expr
+    kind: Kind
+    body: Expr
+    streams: tuple[Axis, ...]
+    grid: tuple[Axis, ...]
+    dot: bool
+    needs: list[Leaf] = field(default_factory=list)          # direct: leaves read by the body
+    forward: bool = False                                    # a forward output depends on it
+    cotangent: bool = False                                  # it depends on a cotangent
+
+
+def expand_picks(roots: Iterable[Expr]) -> list[Expr]:
+    """pick_v(x, y) -> sum_v where(v == y, x, 0): the form a sweep accumulates."""
+    def rule(node: Expr) -> Expr | None:
+        if node.op != "pick":
+            return None
+        x, index = node.args
+        axis = node["axis"]
+        return sum_(where(make("eq", iota(axis), index), x, 0), axis)
+    return rewrite(roots, rule)
+
+
+def split_sums(roots: Iterable[Expr], virtual: Virtual, hints: Mapping[str, int]) -> list[Expr]:
+    """sum_nv(x) -> sum_n(sum_v(x)) where v is what the anchor's other reductions stream over (else its longest axis)."""
+    roots = list(roots)
+    nodes = [n for n in topological(roots) if n.op in KINDS and n.args[0] in virtual and n not in virtual]
+    primary: dict[AxisSet, frozenset[Axis]] = {}
+    for node in nodes:
+        anchor = virtual.anchor_of(node.args[0])
+        reduced = anchor & set(node["axes"])
+        if anchor is not None and not is_dot(node) and reduced and (anchor not in primary or len(reduced) < len(primary[anchor])):
+            primary[anchor] = frozenset(reduced)
+
+    def rule(node: Expr) -> Expr | None:
+        if node.op != "sum" or node.args[0] not in virtual:
+            return None
+        anchor = virtual.anchor_of(node.args[0])
+        reduced = anchor & set(node["axes"])
+        inner = primary.get(anchor, reduced)
+        if len(inner) == len(anchor):
+            inner = frozenset([max(sorted(inner, key=lambda a: a.name), key=lambda a: a.extent.evaluate(hints))])
+        extra = {a for a in node["axes"] if a not in anchor}
+        if is_dot(node) or not inner < reduced:
+            return None
+        return sum_(sum_(node.args[0], *inner, *extra), *(reduced - inner))
+    return rewrite(roots, rule)
+
+
+def frontier(program: Program, virtual: Virtual) -> list[Leaf]:
+    """The leaves in dependency order. Refused if a stored value reads a virtual one without reducing it."""
+    roots = [t.value for o in program.outputs for t in o.terms]
+    leaves: dict[Expr, Leaf] = {}
+    for node in topological(roots):
+        if node in virtual or not any(a in virtual for a in node.args):
+            continue
+        leaves[node] = _leaf(node, virtual)
+    _connect(leaves)
+    _mark(program, leaves)
+    return list(leaves.values())
+
+
+def _leaf(node: Expr, virtual: Virtual) -> Leaf:
+    if node.op not in KINDS:
+        raise Refused(Miss("NOT_A_REDUCTION", node.origin, node.op))
+    anchor = virtual.anchor_of(node.args[0])
+    assert anchor is not None
+    in_order = [a for a in node.args[0].axes if a in anchor]
+    streams = tuple(a for a in in_order if a in node["axes"])
+    if not streams:
+        raise Refused(Miss("MIXES_GRID_AXIS", node.origin, node.op))
+    grid = tuple(a for a in in_order if a not in node["axes"])
+    return Leaf(node, KINDS[node.op], node.args[0], streams, grid, is_dot(node))
+
+
+def _connect(leaves: dict[Expr, Leaf]) -> None:
+    for leaf in leaves.values():
+        below = topological([leaf.body], leaves)
+        leaf.needs = [leaves[e] for e in below if e in leaves]
+
+
+def _mark(program: Program, leaves: dict[Expr, Leaf]) -> None:
+    def reach(roots: list[Expr]) -> set[Leaf]:
+        todo = [leaves[e] for e in topological(roots, leaves) if e in leaves]
+        seen: set[Leaf] = set()
+        while todo:
+            leaf = todo.pop()
+            if leaf not in seen:
+                seen.add(leaf)
+                todo += leaf.needs
+        return seen
+    for leaf in reach([t.value for o in program.outputs if o.gradient_of is None for t in o.terms]):
+        leaf.forward = True
+    for leaf in leaves.values():
+        below = topological([leaf.body], leaves)
+        reads_cotangent = any(e.op == "read" and e["buffer"].name in program.cotangents for e in below)
+        leaf.cotangent = reads_cotangent or any(n.cotangent for n in leaf.needs)
+
+
+def rows_only(leaf: Leaf, needed: Leaf, leaves: Mapping[Expr, Leaf], grid: tuple[Axis, ...]) -> bool:
+    """Does `leaf` read `needed` through pointwise row values alone, so that a row's sweep has all it needs?"""
+    reach = {needed.value}
+    for node in topological([leaf.body], leaves):
+        if node in leaves or not any(a in reach for a in node.args):
+            continue
+        reach.add(node)
+        if node.op in KINDS or node.op in ("shift", "scan", "pick"):
+            if not (set(node["axes"]) if node.op in KINDS else set()).isdisjoint(grid):
+                return False
+    return True
