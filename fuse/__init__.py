@@ -10,15 +10,6 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "explain"]
 __version__ = "0.1.0"
 
-# In a wheel passes/ and codegen/ lie inside this package, in the repository beside it. These lines let a checkout that
-# is not installed import them too, and let torch.compile find the backend by its name.
-_root = Path(__file__).resolve().parent.parent
-if __name__ == "fuse" and (_root / "pyproject.toml").is_file():
-    __path__.append(str(_root))
-    from fuse._checkout import advertise
-
-    advertise()
-
 
 def __getattr__(name: str) -> Any:
     """`fuse.explain` is loaded on first use: importing fuse does not import torch."""
@@ -27,3 +18,13 @@ def __getattr__(name: str) -> Any:
 
         return explain
     raise AttributeError(f"module 'fuse' has no attribute {name!r}")
+
+
+# In a wheel passes/ and codegen/ lie inside this package, in the repository beside it. These lines let a checkout that
+# is not installed import them too, and let torch.compile find the backend by its name.
+_root = Path(__file__).resolve().parent.parent
+if __name__ == "fuse" and (_root / "pyproject.toml").is_file():
+    __path__.append(str(_root))
+    from fuse._checkout import advertise
+
+    advertise()

@@ -8,6 +8,8 @@
     torch._inductor.custom_graph_pass          a pass whose uuid enters the cache keys                  2.6
     torch._C._AutoDispatchBelowAutograd        calls the op below autograd, as register_autograd does   2.4
     torch._C._DisableAutocast                  ambient autocast must not reach into fuse's own torch    2.1
+    torch._guards.tracing                      a trace of one node must not meet AOTAutograd's fake mode       2.0
+    torch.fx.experimental.proxy_tensor         make_fx, which also records ops whole (pre_dispatch)         2.2
     torch._logging.trace_structured            the report in tlparse                                    2.4
     GraphModule._param_name_to_source,         lost by deepcopy, wanted by AOTAutograd                  2.11
     Node._dynamo_source
@@ -26,6 +28,15 @@ from torch.fx import GraphModule
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 without_autocast = torch._C._DisableAutocast
+
+
+def trace_node(function: Callable[..., Any], inputs: Sequence[Any]) -> GraphModule:
+    """The pre-dispatch ATen graph of `function(*inputs)` on fake tensors of one mode; composite ops stay whole."""
+    from torch._guards import tracing
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with tracing(None):
+        return make_fx(function, tracing_mode="symbolic", pre_dispatch=True)(*inputs)
 
 
 def steers_dynamo(error: BaseException) -> bool:

@@ -5,7 +5,8 @@
 Kernels then differ only in what they stream: the many spellings of a loss tail become reads of the same few vectors.
 Pure index arithmetic stays in the kernel (it becomes predicates and loop bounds), and so does a lone read.
 `regroup` writes the body of a dot as (everything on the tile) * (what carries the width), so that both gradients of a
-contraction contract one and the same expression; `orient` puts the operands of commutative ops in an order that depends on their roles, not on names.
+contraction contract one and the same expression; `orient` puts the operands of commutative ops in an order that depends on their roles, not on names, and the carries
+in an order of their own.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fuse.ir.expr import Axis, Expr, make, rebuild, rewrite, topological
-from fuse.ir.program import Carry, Define, Program, Region, Step, stored
+from fuse.ir.program import Carry, Define, Kind, Program, Region, Step, stored
 from fuse.passes.simplify import Product, product_of
 
 COMMUTATIVE = ("add", "mul", "maximum", "minimum", "eq", "ne", "and", "or")
@@ -105,7 +106,6 @@ def _grouped(body: Expr, second: Callable[[Expr], bool]) -> Expr:
 
 
 def orient(program: Program) -> Program:
-    """Sorts commutative operands by role (grid first, then stream), then by structure."""
     def one(region: Region) -> Region:
         key = _Structure(region)
 
@@ -114,8 +114,14 @@ def orient(program: Program) -> Program:
                 return None
             a, b = node.args
             return rebuild(node, (b, a)) if key(b) < key(a) else None
-        return _map_bodies(region, lambda body: rewrite([body], rule)[0])
+        region = _map_bodies(region, lambda body: rewrite([body], rule)[0])
+        return replace(region, carries=tuple(sorted(region.carries, key=lambda c: _carry_key(c, key))))
     return replace(program, steps=tuple(one(s) if isinstance(s, Region) else s for s in program.steps))
+
+
+def _carry_key(c: Carry, key: _Structure) -> tuple:
+    """Statistics before gradients, an LSE before what is relative to it."""
+    return c.level, c.kind is not Kind.LSE, len(c.axes), key(c.body), c.exponent, c.moment
 
 
 class _Structure:

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fuse.ir.expr import Expr, cast, const, make, rebuild, topological
-from fuse.ir.program import Carry, Kind, Output, Program, Region, Step, Term, carry_part, stored
+from fuse.ir.program import Carry, Emit, Kind, Output, Program, Region, Step, Term, carry_part, stored
 from fuse.passes.merge import Group, Member
-from fuse.passes.regions import Leaf
+from fuse.passes.regions import Leaf, inside as evaluated_inside
 from fuse.passes.separate import Moment, is_normaliser
 from fuse.passes.simplify import product_of
 
@@ -33,6 +33,8 @@ class Lowering:
         self.carries: dict[Group, list[Carry]] = {g: [] for g in groups}
         self.moments: dict[tuple[Group, Moment], Carry] = {}
         self.names: dict[Expr, Carry] = {}
+        emitted = [m.leaf.value for g in groups for m in g.members if m.leaf.kind is None]
+        self.emitted = {value: f"e{i}" for i, value in enumerate(emitted)}
         self._count = 0
 
     def run(self) -> Program:
@@ -44,9 +46,12 @@ class Lowering:
 
     def _region(self, number: int, group: Group) -> Region:
         inside = Resolver(self, group)
+        emits: list[Emit] = []
         for member in group.members:
             leaf = member.leaf
-            if member.separated is None:
+            if leaf.kind is None:
+                emits.append(Emit(self.emitted[leaf.value], inside.lower(leaf.body, own=True), leaf.value.axes, member.level))
+            elif member.separated is None:
                 carry = Carry(self._name(), leaf.kind, inside.lower(leaf.body), member.over, leaf.value.axes,
                               level=member.level, storage=self.storage.get(leaf.value))
                 self.names[leaf.value] = carry
@@ -54,7 +59,15 @@ class Lowering:
             else:
                 for moment in filter(None, member.separated.moments):
                     self._moment(group, leaf, moment, inside)
-        return Region(f"region{number}", group.streams, group.grid, tuple(self.carries[group]))
+        carries = (*self._states(group, inside), *self.carries[group])
+        return Region(f"region{number}", group.streams, group.grid, carries, tuple(emits), group.reverse)
+
+    def _states(self, group: Group, inside: Resolver) -> list[Carry]:
+        """One AFFINE carry for every scan evaluated in the group's sweep."""
+        scans = dict.fromkeys(e for m in group.members for e in evaluated_inside(m.leaf, self.home) if e.op == "scan")
+        bodies = dict.fromkeys(inside.lower(s) for s in scans)
+        return [Carry(self._name(), Kind.AFFINE, body, (body["axis"],), tuple(a for a in body.axes if a != body["axis"]))
+                for body in bodies]
 
     def _name(self) -> str:
         self._count += 1
@@ -79,8 +92,11 @@ class Resolver:
     def __init__(self, lowering: Lowering, group: Group | None):
         self.lowering, self.group, self.memo = lowering, group, dict[Expr, Expr]()
 
-    def lower(self, x: Expr) -> Expr:
-        for node in topological([x], {**self.lowering.home, **self.memo}):
+    def lower(self, x: Expr, own: bool = False) -> Expr:
+        """`x` over stored values; `own`: x is a leaf whose own definition is wanted, not its stored value."""
+        if own:
+            return rebuild(x, [self.lower(a) for a in x.args])
+        for node in topological([x], self.lowering.home.keys() | self.memo.keys()):
             if node not in self.memo:
                 self.memo[node] = self._node(node)
         return self.memo[x]
@@ -98,6 +114,10 @@ class Resolver:
 
     def _leaf(self, node: Expr) -> Expr:
         group, member = self.lowering.home[node]
+        if member.leaf.kind is None:
+            if group is self.group:                        # seen again in its own sweep: computed, not read
+                return self.lower(node, own=True)
+            return stored(self.lowering.emitted[node], node.dtype, node.axes)
         if member.separated is not None:
             return member.separated.value(lambda moment: self._moment(group, moment), self, node.dtype)
         if node.op == "lse":

@@ -37,6 +37,7 @@ class Group:
     streams: tuple[Axis, ...]
     grid: tuple[Axis, ...]
     backward: bool
+    reverse: bool = False
     members: list[Member] = field(default_factory=list)
 
     def member(self, leaf: Leaf) -> Member | None:
@@ -72,7 +73,7 @@ def _place(leaf: Leaf, groups: list[Group], table: Mapping[Expr, Leaf], *, backw
         if member:
             group.members.append(member)
             return
-    groups.append(Group(leaf.streams, leaf.grid, backward, [Member(leaf, 0, leaf.streams)]))
+    groups.append(Group(leaf.streams, leaf.grid, backward, leaf.reverse, [Member(leaf, 0, leaf.streams)]))
 
 
 def _follows(leaf: Leaf, groups: list[Group], position: int) -> bool:
@@ -82,9 +83,9 @@ def _follows(leaf: Leaf, groups: list[Group], position: int) -> bool:
 
 
 def _fits(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf], note: Callable[[Miss], None]) -> Member | None:
-    if (set(leaf.streams), set(leaf.grid)) != (set(group.streams), set(group.grid)):
+    if (set(leaf.streams), set(leaf.grid), leaf.reverse) != (set(group.streams), set(group.grid), group.reverse):
         return None
-    here = [n for n in leaf.needs if group.member(n)]
+    here = [n for n in leaf.needs if group.member(n) and n.kind is not None]    # what is emitted is inlined
     if not here:
         return Member(leaf, 0, leaf.streams)
     if leaf.kind is not Kind.SUM or leaf.dot and group.backward:

@@ -37,10 +37,10 @@ def stores(step: Step) -> tuple[str, ...]:
     return (step.name,) if isinstance(step, Define) else step.stores
 
 
-def restrict(program: Program, outputs: Collection[str]) -> Program:
-    """The program that computes only the named outputs: unneeded steps, carries and inputs are gone."""
+def restrict(program: Program, outputs: Collection[str], stored: Collection[str] = ()) -> Program:
+    """The program that computes only the named outputs and stored values: unneeded steps, carries and inputs are gone."""
     kept = tuple(o for o in program.outputs if o.buffer.name in outputs)
-    return _needed(program, kept, extra=())
+    return _needed(program, kept, extra=stored)
 
 
 def _needed(program: Program, outputs: tuple[Output, ...], extra: Collection[str]) -> Program:

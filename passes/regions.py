@@ -1,7 +1,8 @@
 """regions: one streamed walk per stored value that reads a virtual one.
 
 The frontier is every reduction whose operand is virtual and whose result is not, plus virtual outputs. Its stream is the
-part of the anchor it reduces, its grid the rest of the anchor. A sum over more than the stream that the anchor's
+part of the anchor it reduces, its grid the rest of the anchor; where the anchor has a stream of its own (scans,
+cascades), what keeps that axis is emitted along it. A sum over more than the stream that the anchor's
 statistics use is split: the inner sum is streamed, the outer one is a small sum over stored values.
 """
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from fuse.ir.expr import Axis, Expr, iota, make, rewrite, sum_, topological, where
 from fuse.ir.program import Kind, Program
 from fuse.passes.simplify import is_dot
-from fuse.passes.virtualize import AxisSet, Virtual
+from fuse.passes.virtualize import Anchor, Virtual
 from fuse.reasons import Miss, Refused
 
 KINDS = {"sum": Kind.SUM, "max": Kind.MAX, "argmax": Kind.ARGMAX, "lse": Kind.LSE}
@@ -23,7 +24,7 @@ class Leaf:
     """A frontier value: what is reduced, over what, and what it needs first."""
 
     value: Expr
-    kind: Kind
+    kind: Kind | None                                        # None: emitted at every position of the stream
     body: Expr
     streams: tuple[Axis, ...]
     grid: tuple[Axis, ...]
@@ -31,6 +32,7 @@ class Leaf:
     needs: list[Leaf] = field(default_factory=list)          # direct: leaves read by the body
     forward: bool = False                                    # a forward output depends on it
     cotangent: bool = False                                  # it depends on a cotangent
+    reverse: bool = False                                    # it holds a scan that runs backwards
 
 
 def expand_picks(roots: Iterable[Expr]) -> list[Expr]:
@@ -48,24 +50,27 @@ def split_sums(roots: Iterable[Expr], virtual: Virtual, hints: Mapping[str, int]
     """sum_nv(x) -> sum_n(sum_v(x)) where v is what the anchor's other reductions stream over (else its longest axis)."""
     roots = list(roots)
     nodes = [n for n in topological(roots) if n.op in KINDS and n.args[0] in virtual and n not in virtual]
-    primary: dict[AxisSet, frozenset[Axis]] = {}
+    primary: dict[Anchor, frozenset[Axis]] = {}
     for node in nodes:
         anchor = virtual.anchor_of(node.args[0])
-        reduced = anchor & set(node["axes"])
-        if anchor is not None and not is_dot(node) and reduced and (anchor not in primary or len(reduced) < len(primary[anchor])):
-            primary[anchor] = frozenset(reduced)
+        assert anchor is not None
+        reduced = anchor.axes & set(node["axes"])
+        if anchor.stream:
+            primary[anchor] = frozenset([anchor.stream])
+        elif not is_dot(node) and reduced and (anchor not in primary or len(reduced) < len(primary[anchor])):
+            primary[anchor] = reduced
 
     def rule(node: Expr) -> Expr | None:
-        if node.op != "sum" or node.args[0] not in virtual:
+        anchor = virtual.anchor_of(node.args[0]) if node.op == "sum" else None
+        if anchor is None or (is_dot(node) and not anchor.stream):
             return None
-        anchor = virtual.anchor_of(node.args[0])
-        reduced = anchor & set(node["axes"])
+        reduced = anchor.axes & set(node["axes"])
         inner = primary.get(anchor, reduced)
-        if len(inner) == len(anchor):
+        if inner == anchor.axes and len(inner) > 1:
             inner = frozenset([max(sorted(inner, key=lambda a: a.name), key=lambda a: a.extent.evaluate(hints))])
-        extra = {a for a in node["axes"] if a not in anchor}
-        if is_dot(node) or not inner < reduced:
+        if not inner < reduced:
             return None
+        extra = {a for a in node["axes"] if a not in anchor.axes}
         return sum_(sum_(node.args[0], *inner, *extra), *(reduced - inner))
     return rewrite(roots, rule)
 
@@ -73,33 +78,65 @@ def split_sums(roots: Iterable[Expr], virtual: Virtual, hints: Mapping[str, int]
 def frontier(program: Program, virtual: Virtual) -> list[Leaf]:
     """The leaves in dependency order. Refused if a stored value reads a virtual one without reducing it."""
     roots = [t.value for o in program.outputs for t in o.terms]
+    emitted = [r for r in dict.fromkeys(roots) if r in virtual]
     leaves: dict[Expr, Leaf] = {}
     for node in topological(roots):
-        if node in virtual or not any(a in virtual for a in node.args):
-            continue
-        leaves[node] = _leaf(node, virtual)
+        if node not in virtual and any(a in virtual for a in node.args):
+            leaves[node] = _leaf(node, virtual)
+    leaves |= {r: _emitted(r, virtual) for r in emitted}
     _connect(leaves)
     _mark(program, leaves)
-    return list(leaves.values())
+    return [leaves[e] for e in _by_need(leaves)]
 
 
 def _leaf(node: Expr, virtual: Virtual) -> Leaf:
+    anchor = virtual.anchor_of(max(node.args, key=lambda a: (a in virtual, len(a.axes))))
+    assert anchor is not None
+    if anchor.stream is not None and node.has(anchor.stream):
+        return _emitted(node, virtual, anchor)
     if node.op not in KINDS:
         raise Refused(Miss("NOT_A_REDUCTION", node.origin, node.op))
-    anchor = virtual.anchor_of(node.args[0])
-    assert anchor is not None
-    in_order = [a for a in node.args[0].axes if a in anchor]
+    in_order = [a for a in node.args[0].axes if a in anchor.axes]
     streams = tuple(a for a in in_order if a in node["axes"])
     if not streams:
         raise Refused(Miss("MIXES_GRID_AXIS", node.origin, node.op))
     grid = tuple(a for a in in_order if a not in node["axes"])
-    return Leaf(node, KINDS[node.op], node.args[0], streams, grid, is_dot(node))
+    return Leaf(node, KINDS[node.op], node.args[0], streams, grid, is_dot(node) and anchor.stream is None)
+
+
+def _emitted(node: Expr, virtual: Virtual, anchor: Anchor | None = None) -> Leaf:
+    anchor = anchor or virtual.anchor_of(node)
+    if anchor is None or anchor.stream is None:
+        raise Refused(Miss("ESCAPES", node.origin))
+    grid = tuple(sorted(anchor.axes - {anchor.stream}, key=lambda a: a.name))
+    return Leaf(node, None, node, (anchor.stream,), grid, dot=False)
+
+
+def _by_need(leaves: dict[Expr, Leaf]) -> list[Expr]:
+    """Dependency order: an emitted output may read leaves found after it."""
+    order: dict[Expr, None] = {}
+
+    def visit(leaf: Leaf) -> None:
+        if leaf.value not in order:
+            for need in leaf.needs:
+                visit(need)
+            order[leaf.value] = None
+    for leaf in leaves.values():
+        visit(leaf)
+    return list(order)
 
 
 def _connect(leaves: dict[Expr, Leaf]) -> None:
-    for leaf in leaves.values():
-        below = topological([leaf.body], leaves)
-        leaf.needs = [leaves[e] for e in below if e in leaves]
+    for leaf in map(leaves.__getitem__, _by_need(leaves)):
+        below = inside(leaf, leaves)
+        leaf.needs = [leaves[e] for e in below if e in leaves and e is not leaf.value]
+        leaf.reverse = any(e.op == "scan" and e["reverse"] for e in below)
+
+
+def inside(leaf: Leaf, leaves: Mapping[Expr, Leaf]) -> list[Expr]:
+    """What is evaluated in the leaf's own sweep: everything below it, down to other leaves."""
+    others = {e for e in leaves if e is not leaf.value}
+    return topological([leaf.body], others)
 
 
 def _mark(program: Program, leaves: dict[Expr, Leaf]) -> None:
@@ -114,8 +151,8 @@ def _mark(program: Program, leaves: dict[Expr, Leaf]) -> None:
         return seen
     for leaf in reach([t.value for o in program.outputs if o.gradient_of is None for t in o.terms]):
         leaf.forward = True
-    for leaf in leaves.values():
-        below = topological([leaf.body], leaves)
+    for leaf in map(leaves.__getitem__, _by_need(leaves)):
+        below = inside(leaf, leaves)
         reads_cotangent = any(e.op == "read" and e["buffer"].name in program.cotangents for e in below)
         leaf.cotangent = reads_cotangent or any(n.cotangent for n in leaf.needs)
 
@@ -123,7 +160,7 @@ def _mark(program: Program, leaves: dict[Expr, Leaf]) -> None:
 def rows_only(leaf: Leaf, needed: Leaf, leaves: Mapping[Expr, Leaf], grid: tuple[Axis, ...]) -> bool:
     """Does `leaf` read `needed` through pointwise row values alone, so that a row's sweep has all it needs?"""
     reach = {needed.value}
-    for node in topological([leaf.body], leaves):
+    for node in inside(leaf, leaves):
         if node in leaves or not any(a in reach for a in node.args):
             continue
         reach.add(node)

@@ -1,7 +1,7 @@
 """simplify: one normal form, so that equal values are the same object and a sweep's statistics are shared.
 
     sum_a(x), x free of a              ->  x * extent(a)
-    sum_a(sum_b(x))                    ->  sum_ab(x)
+    sum_a(sum_b(x))                    ->  sum_ab(x)           unless the inner sum is a dot
     sum_a(c * x), c free of all axes   ->  c * sum_a(x)        the common factor of a gradient stays out of its dots
     sum_v(r * x), r free of v          ->  r * sum_v(x)        only for statistics: a dot keeps its row factors, so that
                                                               both gradients contract one and the same dS
@@ -242,7 +242,7 @@ def _sum(node: Expr) -> Expr | None:
     if absent:
         factor = cast(size(_extent(absent)), x.dtype)
         return _times(product_of(_fold(factor)), sum_or_self(x, [a for a in axes if x.has(a)]))
-    if x.op == "sum":
+    if x.op == "sum" and not is_dot(x):
         return sum_(x.args[0], *axes, *x["axes"])
     if x.op == "exp_sub" and len(axes) == 1 and x.args[1].op == "lse" and x.args[1].args[0] is x.args[0] \
             and x.args[1]["axes"] == axes:

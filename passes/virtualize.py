@@ -1,46 +1,74 @@
 """virtualize: which values are never stored.
 
-A value is virtual if it varies along all axes of an anchor. The anchors come from the importer (a contraction that
-amplifies: logits, scores) or are found here: a dot whose result outnumbers everything stored that is made from it.
-Outputs are stored by definition; a virtual output is emitted tile by tile.
+A value is virtual if it varies along all axes of an anchor. There are three kinds of anchor:
+  - a dot that amplifies (logits, scores): twice as large as each operand; the importer names those it has found;
+  - a scan: its states are streamed along the scan's own axis;
+  - a cascade: a sum along an axis whose result meets that axis again (a normalisation). Nothing is larger than the
+    inputs, but every stored intermediate costs a pass over memory: values along the axis are computed on the way.
+Outputs are stored by definition; where the anchor has a stream of its own, a virtual output is emitted tile by tile.
 """
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fuse.ir.expr import Axis, Expr, topological
 from fuse.ir.program import Program
 from fuse.passes.simplify import is_dot
 
-AxisSet = frozenset[Axis]
+
+@dataclass(frozen=True)
+class Anchor:
+    """Values spanning `axes` are virtual. `stream` is set where the walk's axis is given (scans, cascades)."""
+
+    axes: frozenset[Axis]
+    stream: Axis | None = None
 
 
 class Virtual:
-    """The predicate `expr in virtual`, and which anchor's axes an expression spans."""
+    """The predicate `expr in virtual`, and which anchor an expression spans."""
 
-    def __init__(self, anchors: Iterable[Expr]):
-        self.anchors: tuple[AxisSet, ...] = tuple(dict.fromkeys(frozenset(a.axes) for a in anchors))
+    def __init__(self, anchors: Iterable[Anchor]):
+        self.anchors = tuple(dict.fromkeys(anchors))
 
-    def anchor_of(self, x: Expr) -> AxisSet | None:
-        """The axes of the widest anchor that x spans."""
+    def anchor_of(self, x: Expr) -> Anchor | None:
+        """The widest anchor that x spans; among equals one with a stream."""
         axes = set(x.axes)
-        spanned = [a for a in self.anchors if a <= axes]
-        return max(spanned, key=len) if spanned else None
+        spanned = [a for a in self.anchors if a.axes <= axes]
+        return max(spanned, key=lambda a: (len(a.axes), a.stream is not None)) if spanned else None
 
     def __contains__(self, x: Expr) -> bool:
-        return self.anchor_of(x) is not None
+        return bool(x.axes) and self.anchor_of(x) is not None
+
+
+def virtual_of(program: Program) -> Virtual:
+    """Dots from `program.anchors`, scans and cascades from the expressions themselves."""
+    roots = [t.value for o in program.outputs for t in o.terms]
+    scans = [Anchor(frozenset(n.axes), n["axis"]) for n in topological(roots) if n.op == "scan"]
+    dots = [Anchor(frozenset(a.axes)) for a in program.anchors]
+    return Virtual([*dots, *scans] or _cascades(roots))
+
+
+def _cascades(roots: list[Expr]) -> list[Anchor]:
+    order = topological(roots)
+    streams: dict[Axis, None] = {}
+    below: dict[Expr, frozenset[Axis]] = {}
+    for node in order:
+        inherited = frozenset().union(*(below[a] for a in node.args))
+        streams.update(dict.fromkeys(a for a in node.axes if a in inherited))
+        below[node] = inherited | frozenset(node["axes"] if node.op in ("sum", "lse", "max") else ())
+    return [Anchor(frozenset.intersection(*(frozenset(n.axes) for n in order if n.has(s) and n.op != "iota")), s) for s in streams]
 
 
 def find_anchors(program: Program, hints: Mapping[str, int]) -> tuple[Expr, ...]:
-    """Dots at least twice as large as each operand's reads and not outputs; scans that are not outputs."""
+    """Dots at least twice as large as each operand's reads, and not outputs."""
     roots = [t.value for o in program.outputs for t in o.terms]
     outputs = set(roots)
     found = []
     for node in topological(roots):
         if node in outputs:
             continue
-        if node.op == "scan" or (is_dot(node) and _amplifies(node, hints)):
+        if is_dot(node) and _amplifies(node, hints):
             found.append(node)
     return tuple(found)
 

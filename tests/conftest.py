@@ -1,4 +1,4 @@
-"""Each test starts from nothing compiled, each run from empty caches, and parallel workers do not fight for the cores."""
+"""Each test starts from nothing compiled, each run from empty caches, and workers do not fight for the cores."""
 from __future__ import annotations
 
 import os

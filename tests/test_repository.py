@@ -48,4 +48,5 @@ def test_no_file_mentions_a_foreign_path() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    assert not [relative(path) for path in SHIPPED if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text()))]
+    silent = [relative(path) for path in SHIPPED if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert not silent

@@ -244,7 +244,7 @@ def _leaves(x: Expr) -> list[Expr]:
     return [leaf for a in x.args for leaf in _leaves(a)]
 
 
-def _factors(x: Expr) -> list[Expr]:
+def factors(x: Expr) -> list[Expr]:
     """The same, with factors that broadcast into another one multiplied into it."""
     out: list[Expr] = []
     for factor in sorted(_leaves(x), key=lambda e: -len(e.axes)):
@@ -260,20 +260,20 @@ def _factors(x: Expr) -> list[Expr]:
 def contraction(x: Expr, axes: tuple[Axis, ...]) -> Code:
     """Evaluates the sum of `x` over `axes` (all of them its own) without building a product that is larger than its factors."""
     rest = tuple(a for a in x.axes if a not in axes)
-    factors = _factors(x) if x.dtype in FLOATS + COMPLEXES and axes else [x]
-    if len(factors) == 1:
-        dims = [factors[0].axes.index(a) for a in axes]
-        kept = tuple(a for a in factors[0].axes if a not in axes)
+    parts = factors(x) if x.dtype in FLOATS + COMPLEXES and axes else [x]
+    if len(parts) == 1:
+        dims = [parts[0].axes.index(a) for a in axes]
+        kept = tuple(a for a in parts[0].axes if a not in axes)
 
         def plain(ev: Evaluator) -> Tensor:
-            value = ev.value(factors[0])
+            value = ev.value(parts[0])
             value = value.sum(dims, dtype=value.dtype if value.dtype != torch.bool else None) if dims else value
             return expand(value, kept, rest, [ev.count(a) for a in rest])
         return plain
     letter = {a: chr(ord("a") + i) if i < 26 else chr(ord("A") + i - 26) for i, a in enumerate(x.axes)}
     spell = lambda names: "".join(letter[a] for a in names)  # noqa: E731
-    equation = ",".join(spell(f.axes) for f in factors) + "->" + spell(rest)
-    return lambda ev: torch.einsum(equation, *[ev.value(f) for f in factors])
+    equation = ",".join(spell(f.axes) for f in parts) + "->" + spell(rest)
+    return lambda ev: torch.einsum(equation, *[ev.value(f) for f in parts])
 
 
 def _sum(node: Expr) -> Code:

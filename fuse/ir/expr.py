@@ -121,6 +121,9 @@ class Expr:
     def __rmul__(self, other: Operand) -> Expr:
         return lift(other, self) * self
 
+    def __rtruediv__(self, other: Operand) -> Expr:
+        return lift(other, self) / self
+
     def __neg__(self) -> Expr:
         return make("neg", self)
 

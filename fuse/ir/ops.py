@@ -224,7 +224,7 @@ POINTWISE = {
     "isnan": unary(lambda a, at: Type("bool", a[0].axes), torch.isnan),
     # The same integer, proved to be a position of `axis`: where it is not, eager raises.
     "bounded": unary(integer_, lambda x, **_: x),
-    "stop": unary(same, lambda x: x, None, lambda sp, a: a),
+    "stop": unary(same, torch.detach, None, lambda sp, a: a),
     "cast": Op(1, lambda a, at: Type(at["dtype"], a[0].axes), (uncast,)),
     "conj": unary(same, torch.conj_physical, lambda n, g: make("conj", g)),
     "real": unary(part(real_of), torch.real, lambda n, g: cast(g, n.args[0].dtype)),

@@ -153,6 +153,10 @@ def stored(name: str, dtype: str, axes: tuple[Axis, ...]) -> Expr:
 
 
 def carry_part(carry: Carry, part: str, suffix: str = "") -> Expr:
-    """A carry of the same region, read inside it: `running`, `final` or `prefix`; suffix .m or .l for an LSE."""
+    """A carry of the same region, read inside it: `running`, `final` or `prefix`; suffix .m or .l for an LSE.
+
+    A prefix has a value at every position of the stream, so it varies along it.
+    """
     dtype = "int64" if carry.kind is Kind.ARGMAX else carry.body.dtype
-    return make("carry", name=carry.name + suffix, part=part, dtype=dtype, axes=carry.axes)
+    axes = carry.axes + carry.over if part == "prefix" else carry.axes
+    return make("carry", name=carry.name + suffix, part=part, dtype=dtype, axes=axes)

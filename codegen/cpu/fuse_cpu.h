@@ -1,0 +1,279 @@
+// What every generated CPU kernel includes: element types, vectorisable functions, strided walks, packing and GEMM.
+// Nothing here depends on -ffast-math: reductions are written with one accumulator per lane, so that they vectorise and
+// -inf, inf and nan keep their meaning.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <omp.h>
+
+#define INLINE inline __attribute__((always_inline))
+#define EACH __attribute__((always_inline))
+
+constexpr int LANES = 16;      // accumulators per reduction: one 512-bit vector of float
+constexpr int CHUNK = 1024;    // positions between two flushes of the lanes: bounds the rounding error of a sum
+constexpr int BLOCK = 64;      // the same where each lane is a separate sum
+constexpr float INF = INFINITY;
+
+template <class T> INLINE T bits(int64_t i) { T f; std::memcpy(&f, &i, sizeof f); return f; }
+
+// ---- element types -----------------------------------------------------------------------------------------------
+using f16 = _Float16;
+struct bf16 {
+  uint16_t raw;
+  bf16() = default;
+  INLINE bf16(float x) {       // round to nearest even; nan stays nan
+    uint32_t u;
+    std::memcpy(&u, &x, 4);
+    raw = x == x ? uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : uint16_t(0x7fc0);
+  }
+  INLINE operator float() const {
+    uint32_t u = uint32_t(raw) << 16;
+    float x;
+    std::memcpy(&x, &u, 4);
+    return x;
+  }
+};
+
+// ---- functions ---------------------------------------------------------------------------------------------------
+INLINE float bits32(int32_t i) { float f; std::memcpy(&f, &i, 4); return f; }
+INLINE int32_t raw32(float f) { int32_t i; std::memcpy(&i, &f, 4); return i; }
+
+// Cephes expf: x = n ln 2 + r, a polynomial in r, scaled in two steps so that subnormal results are right.
+INLINE float exp_(float x) {
+  float c = x > -104.f ? x : -104.f;
+  c = c < 89.f ? c : 89.f;
+  float n = __builtin_rintf(c * 1.44269504088896341f);
+  float r = __builtin_fmaf(n, -0.693359375f, c);
+  r = __builtin_fmaf(n, 2.12194440e-4f, r);
+  float p = 1.9875691500e-4f;
+  p = __builtin_fmaf(p, r, 1.3981999507e-3f);
+  p = __builtin_fmaf(p, r, 8.3334519073e-3f);
+  p = __builtin_fmaf(p, r, 4.1665795894e-2f);
+  p = __builtin_fmaf(p, r, 1.6666665459e-1f);
+  p = __builtin_fmaf(p, r, 5.0000001201e-1f);
+  p = __builtin_fmaf(p, r * r, r) + 1.f;
+  int32_t k = int32_t(n), h = k >> 1;
+  float y = p * bits32((h + 127) << 23) * bits32((k - h + 127) << 23);
+  return x == x ? y : x;
+}
+INLINE double exp_(double x) { return std::exp(x); }
+
+// Cephes logf: x = 2^e m with m in [sqrt(1/2), sqrt 2).
+INLINE float log_(float x) {
+  bool tiny = x < 1.17549435e-38f;
+  int32_t i = raw32(tiny ? x * 8388608.f : x);
+  int32_t e = ((i - 0x3f3504f3) >> 23);
+  float m = bits32(i - (e << 23)) - 1.f;
+  float n = float(e - (tiny ? 23 : 0)), z = m * m;
+  float p = 7.0376836292e-2f;
+  p = __builtin_fmaf(p, m, -1.1514610310e-1f);
+  p = __builtin_fmaf(p, m, 1.1676998740e-1f);
+  p = __builtin_fmaf(p, m, -1.2420140846e-1f);
+  p = __builtin_fmaf(p, m, 1.4249322787e-1f);
+  p = __builtin_fmaf(p, m, -1.6668057665e-1f);
+  p = __builtin_fmaf(p, m, 2.0000714765e-1f);
+  p = __builtin_fmaf(p, m, -2.4999993993e-1f);
+  p = __builtin_fmaf(p, m, 3.3333331174e-1f);
+  float y = __builtin_fmaf(n, -2.12194440e-4f, p * z * m);
+  y = __builtin_fmaf(-0.5f, z, y);
+  y = __builtin_fmaf(n, 0.693359375f, m + y);
+  y = x == INF ? INF : y;
+  y = x == 0.f ? -INF : y;
+  return x >= 0.f ? y : __builtin_nanf("");
+}
+INLINE double log_(double x) { return std::log(x); }
+
+// Cephes tanhf: a polynomial near zero, 1 - 2 / (e^2x + 1) elsewhere.
+INLINE float tanh_(float x) {
+  float a = __builtin_fabsf(x), z = x * x;
+  float p = -5.70498872745e-3f;
+  p = __builtin_fmaf(p, z, 2.06390887954e-2f);
+  p = __builtin_fmaf(p, z, -5.37397155531e-2f);
+  p = __builtin_fmaf(p, z, 1.33314422036e-1f);
+  p = __builtin_fmaf(p, z, -3.33332819422e-1f);
+  float near = __builtin_fmaf(p * z, x, x);
+  float far = __builtin_copysignf(1.f - 2.f / (exp_(a + a) + 1.f), x);
+  far = x == x ? far : x;
+  return a < 0.625f ? near : far;
+}
+INLINE double tanh_(double x) { return std::tanh(x); }
+
+// log(1 + x) = log(u) x / (u - 1) with u = fl(1 + x) (Kahan); expm1 likewise by (u - 1) x / log u.
+INLINE float log1p_(float x) {
+  float u = 1.f + x, d = u - 1.f;
+  float y = log_(u) * (x / (d == 0.f ? 1.f : d));
+  return d == 0.f ? x : (u == INF ? INF : y);
+}
+INLINE double log1p_(double x) { return std::log1p(x); }
+INLINE float expm1_(float x) {
+  float u = exp_(x), d = u - 1.f;
+  float y = d * (x / log_(u));
+  y = (d == -1.f || u == INF) ? d : y;
+  return d == 0.f ? x : y;
+}
+INLINE double expm1_(double x) { return std::expm1(x); }
+
+template <class T> INLINE T sigmoid_(T x) { return T(1) / (T(1) + exp_(-x)); }
+template <class T> INLINE T sign_(T x) { return x != x ? x : T(x > T(0)) - T(x < T(0)); }
+template <class T> INLINE T abs_(T x) { return x < T(0) ? -x : x == T(0) ? T(0) : x; }
+template <class T> INLINE T max_(T a, T b) { return (a > b || a != a) ? a : b; }       // nan wins
+template <class T> INLINE T min_(T a, T b) { return (a < b || a != a) ? a : b; }
+template <class T> INLINE T floordiv_(T a, T b) { T q = a / b; return q - T((a % b != 0) && ((a < 0) != (b < 0))); }
+template <class T> INLINE T mod_(T a, T b) { T r = a % b; return r + ((r != 0 && (r < 0) != (b < 0)) ? b : T(0)); }
+INLINE int32_t near_(int64_t x) {      // a position relative to the tile, kept in 32 bits: far ones stay outside the tile
+  return int32_t(x < -2 ? -2 : x > 0x7ffffff0 ? 0x7ffffff0 : x);
+}
+
+// ---- lanes -------------------------------------------------------------------------------------------------------
+// f(position, lane) for position = first .. last - 1; the body is vectorised over the lanes.
+template <class F> INLINE void strips(int first, int last, F&& f) {
+  int c = first;
+  for (; c + LANES <= last; c += LANES) {
+#pragma omp simd
+    for (int k = 0; k < LANES; ++k) f(c + k, k);
+  }
+  for (int k = 0; c + k < last; ++k) f(c + k, k);
+}
+template <class T> INLINE void fill(T* lane, T x) { for (int k = 0; k < LANES; ++k) lane[k] = x; }
+template <class A, class T> INLINE A sum_of(const T* lane) {
+  A s = 0;
+  for (int k = 0; k < LANES; ++k) s += A(lane[k]);
+  return s;
+}
+template <class T> INLINE T top_of(const T* lane) {      // ignores nan
+  T m = lane[0];
+  for (int k = 1; k < LANES; ++k) m = lane[k] > m ? lane[k] : m;
+  return m;
+}
+template <class T> INLINE T max_of(const T* lane) {      // nan wins
+  T m = lane[0];
+  for (int k = 1; k < LANES; ++k) m = max_(m, lane[k]);
+  return m;
+}
+template <class T> INLINE bool beats(T x, T best) { return x > best || (x != x && best == best); }
+template <class T> INLINE void take_first(const T* lane, const int* where, int64_t first, T& best, int64_t& at) {
+  int w = 0;
+  for (int k = 1; k < LANES; ++k) {
+    bool same = lane[k] == lane[w] || (lane[k] != lane[k] && lane[w] != lane[w]);
+    if (beats(lane[k], lane[w]) || (same && where[k] < where[w])) w = k;
+  }
+  if (beats(lane[w], best)) { best = lane[w]; at = first + where[w]; }
+}
+// exp(k (old - new)), 0 where nothing has been seen: the factor that moves a sum from one maximum to the next.
+template <class T> INLINE T rescale(T old, T now, T k) { return old == T(-INF) ? T(0) : exp_(k * (old - now)); }
+template <class T> INLINE T origin(T m) { return m == T(-INF) ? T(0) : m; }
+template <class T> INLINE T drop(T old, T now) { return old == T(-INF) ? T(0) : old - now; }
+
+// ---- strided walks -----------------------------------------------------------------------------------------------
+// Element offsets along one flattened dim of a tile: base + (table ? table[i] : i * stride).
+struct Walk {
+  int64_t base, stride;
+  const int64_t* table;
+  INLINE int64_t operator()(int64_t i) const { return base + (table ? table[i] : i * stride); }
+};
+// Positions first .. first + n - 1 of the row-major product of `axes` extents; the table is used only if they do not nest.
+inline Walk walk(int64_t first, int64_t n, int axes, const int64_t* extent, const int64_t* stride, int64_t* table) {
+  bool nests = true;
+  for (int a = 0; a + 1 < axes; ++a) nests = nests && (extent[a] == 1 || stride[a] == stride[a + 1] * extent[a + 1]);
+  if (nests && axes) {
+    int64_t tail = stride[axes - 1];
+    return {first * tail, tail, nullptr};
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    int64_t flat = first + i, at = 0;
+    for (int a = axes - 1; a >= 0; --a) { at += flat % extent[a] * stride[a]; flat /= extent[a]; }
+    table[i] = at;
+  }
+  return {0, 0, table};
+}
+INLINE int64_t digit(int64_t flat, int64_t later, int64_t extent) { return flat / later % extent; }
+
+// n elements as a contiguous line: the memory itself if it is one, else a copy.
+template <class T> INLINE const T* line(const T* p, const Walk& w, int n, T* copy) {
+  if (!w.table && (w.stride == 1 || n == 1)) return p + w.base;
+  for (int i = 0; i < n; ++i) copy[i] = p[w(i)];
+  return copy;
+}
+
+// ---- matrices ----------------------------------------------------------------------------------------------------
+// Element (i, j) at p[i * ld + j], or at p[j * ld + i] if `t`.
+template <class T> struct Mat {
+  const T* p;
+  int64_t ld;
+  bool t;
+};
+template <class T> INLINE Mat<T> in_place(const T* p, const Walk& i, const Walk& j, int64_t m, int64_t n, bool& ok) {
+  int64_t di = m == 1 ? n : i.stride, dj = n == 1 ? 1 : j.stride;
+  ok = !i.table && !j.table;
+  if (ok && dj == 1 && di >= n) return {p + i.base + j.base, di, false};
+  if (n == 1) dj = m;
+  if (m == 1) di = 1;
+  if (ok && di == 1 && dj >= m) return {p + i.base + j.base, dj, true};
+  ok = false;
+  return {p, 0, false};
+}
+// A view of type T on strided elements of type S: the memory itself where BLAS can read it, else a packed copy.
+template <class T, class S>
+inline Mat<T> matrix(const S* p, const Walk& i, const Walk& j, int64_t m, int64_t n, T* copy, int threads) {
+  bool ok = false;
+  if constexpr (sizeof(S) == sizeof(T)) {
+    Mat<T> view = in_place(reinterpret_cast<const T*>(p), i, j, m, n, ok);
+    if (ok) return view;
+  }
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t r = 0; r < m; ++r) {
+    const S* __restrict from = p + i(r) + j.base;
+    T* __restrict to = copy + r * n;
+    if (!j.table && j.stride == 1) {
+#pragma omp simd
+      for (int64_t c = 0; c < n; ++c) to[c] = T(from[c]);
+    } else if (!j.table) {
+      for (int64_t c = 0; c < n; ++c) to[c] = T(from[c * j.stride]);
+    } else {
+      for (int64_t c = 0; c < n; ++c) to[c] = T(from[j.table[c]]);
+    }
+  }
+  return {copy, n, false};
+}
+
+// BLAS as libtorch exports it (Fortran: column-major, 32-bit integers).
+using sgemm_t = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
+                         const float*, const int*, const float*, float*, const int*);
+using dgemm_t = void (*)(const char*, const char*, const int*, const int*, const int*, const double*, const double*,
+                         const int*, const double*, const int*, const double*, double*, const int*);
+struct Blas {
+  sgemm_t sgemm;
+  dgemm_t dgemm;
+};
+template <class T> INLINE int leading(const Mat<T>& a, int64_t rows, int64_t cols) {
+  int64_t least = a.t ? rows : cols;
+  return int(a.ld > least ? a.ld : least > 1 ? least : 1);
+}
+// c[m, n] (row-major, leading dimension ldc) = a[m, k] b[k, n] + beta c
+template <class T, class F>
+inline void gemm_(F* f, int64_t m, int64_t n, int64_t k, Mat<T> a, Mat<T> b, T beta, T* c, int64_t ldc) {
+  if (m <= 0 || n <= 0) return;
+  const int M = int(m), N = int(n), K = int(k), la = leading(a, m, k), lb = leading(b, k, n), lc = int(ldc > 1 ? ldc : 1);
+  const T one = 1;
+  f(b.t ? "T" : "N", a.t ? "T" : "N", &N, &M, &K, &one, b.p, &lb, a.p, &la, &beta, c, &lc);
+}
+inline void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<float> a, Mat<float> b, float beta, float* c, int64_t ldc) {
+  gemm_(f.sgemm, m, n, k, a, b, beta, c, ldc);
+}
+inline void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<double> a, Mat<double> b, double beta, double* c, int64_t ldc) {
+  gemm_(f.dgemm, m, n, k, a, b, beta, c, ldc);
+}
+template <class T> INLINE Mat<T> turned(Mat<T> a) { return {a.p, a.ld, !a.t}; }
+
+// ---- workspace ---------------------------------------------------------------------------------------------------
+// Hands out aligned pieces; with a null base it only counts.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+  template <class T> T* take(int64_t n) {
+    T* p = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += (n * int64_t(sizeof(T)) + 127) / 64 * 64;
+    return p;
+  }
+};

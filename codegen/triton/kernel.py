@@ -1,0 +1,203 @@
+"""One kernel's text: program ids to a row tile and a range of columns, the column loop, and what is stored.
+
+    for each (batch point, row tile, split) = program id        rows of one group of row tiles run side by side
+      for each tile of columns in the split's span              values, updates of carries, stores
+      store each carry's parts at [split, batch, row, width]    `combine` joins the splits
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fuse.codegen import Schedule
+from fuse.codegen.roles import refuse
+from fuse.codegen.tile import Store, TileProgram, Update, Value
+from fuse.codegen.triton.carry import Carries, Part, parts_of
+from fuse.codegen.triton.emit import Block, Range, Tiles, fit
+from fuse.codegen.triton.spell import DTYPES
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A tile value written to the slab `name` in element type `dtype`, at [batch, row, col] of the block."""
+
+    name: str
+    value: Value
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The text of one kernel, what its arguments mean (see `launch.bind`), and what it leaves behind."""
+
+    name: str
+    text: str
+    program: TileProgram
+    arguments: dict[str, tuple]
+    constants: dict[str, tuple]
+    parts: tuple[Part, ...]
+    stages: tuple[Stage, ...]
+    chunked: str | None             # the free dim that is cut into chunks, one per program
+
+
+SCALARS = ("row_begin", "row_end", "col_begin", "col_end", "span", "splits")
+PROLOGUE = """\
+pid = tl.program_id(0)
+tiles = tl.cdiv(row_end - row_begin, R)
+{batch}group = pid // (GROUP * splits)
+height = tl.minimum(tiles - group * GROUP, GROUP)
+inside = pid % (GROUP * splits)
+split = inside // height
+row = (row_begin + (group * GROUP + inside % height) * R + tl.arange(0, R)).to(INDEX)
+row_ok = (row < row_end) | EVEN_R
+begin = col_begin + split * span
+end = tl.minimum(begin + span, col_end)
+"""
+BATCH = "batch = (pid // (tiles * splits)).to(INDEX)\npid = pid % (tiles * splits)\n"
+
+
+def sweep(name: str, program: TileProgram, schedule: Schedule, stages: Sequence[Stage] = ()) -> Sweep:
+    """The kernel of a program with one level. With `stages` it writes those and no carry is updated."""
+    (level,) = program.levels
+    work = _Sweep(program, schedule)
+    updates = () if stages else level.updates
+    stores = () if stages else level.stores
+    work.walk(updates, stores, stages)
+    return work.result(name, tuple(stages))
+
+
+class _Sweep:
+    def __init__(self, program: TileProgram, schedule: Schedule):
+        self.program, self.schedule = program, schedule
+        deep = contracted_dims(program) if schedule.extent("deep") else frozenset()
+        self.tiles = t = Tiles(program, deep, str(schedule.knob("precision", "ieee")))
+        args = t.arguments
+        for scalar in SCALARS:
+            args(scalar, "scalar", scalar)
+        for constant, *what in (("R", "tile", "row"), ("C", "tile", "col"), ("GROUP", "knob", "group"),
+                                ("EVEN_R", "even", "row"), ("EVEN_C", "even", "col"), ("INDEX", "index")):
+            args.constant(constant, *what)
+        self.batch_arguments: list[str] = []
+        for line in PROLOGUE.format(batch=BATCH if program.batch else "").splitlines():
+            t.prologue.add(line)
+        self.loop = Block(2, t.prologue)
+        self.loop.add("col = (column + tl.arange(0, C)).to(INDEX)")
+        self.loop.add("col_ok = (col < end) | EVEN_C")
+        t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue)
+        t.ranges["col"] = Range("col", "col", "col_ok", "C", self.loop)
+        self.chunked = self.chunk()
+        self.carries = Carries(t, program, self.loop, bool(schedule.knob("lazy")))
+        self.parts: list[Part] = []
+        self.after = Block(1)
+
+    def chunk(self) -> str | None:
+        """Binds the one free dim that the schedule cuts into chunks over program_id(1)."""
+        if not self.schedule.knob("chunk"):
+            return None
+        widths = sorted({d for s in self.program.states for d in s.dims if d not in ("row", "col")})
+        if len(widths) != 1:
+            raise refuse(f"chunks of {len(widths)} width axes")
+        (dim,), t = widths, self.tiles
+        n = dim[1:]
+        t.arguments.constant(f"W{n}", "knob", "chunk")
+        t.arguments.constant(f"EVEN_W{n}", "even", dim, f"W{n}")
+        t.prologue.add(f"w{n} = (tl.program_id(1) * W{n} + tl.arange(0, W{n})).to(INDEX)")
+        t.prologue.add(f"w{n}_ok = (w{n} < {t.extent(dim)}) | EVEN_W{n}")
+        t.ranges[dim] = Range(dim, f"w{n}", f"w{n}_ok", f"W{n}", t.prologue)
+        return dim
+
+    def walk(self, updates: Sequence[Update], stores: Sequence[Store], stages: Sequence[Stage]) -> None:
+        for u in updates:
+            self.carries.update(u)
+        self.carries.commit()
+        for u in updates:
+            for line in self.carries.start(u):
+                self.tiles.prologue.add(line)
+            for line in self.carries.finish(u):
+                self.after.add(line)
+            for part in parts_of(self.program.state(u.state)):
+                self.parts.append(part)
+                self.store_part(part, self.program.state(u.state).keeps)
+        for s in stores:
+            self.emit(s)
+        for stage in stages:
+            self.stage(stage)
+
+    # ---- stores -----------------------------------------------------------------------------------------------------
+
+    def offset(self, name: str, axes: Sequence[str], order: Sequence[str]) -> str:
+        """sum of position * stride over `axes`, in `order`, with strides named after the buffer."""
+        terms: dict[tuple[str, ...], list[str]] = {}
+        for axis in axes:
+            where, at = self.tiles.position(axis)
+            terms.setdefault(at, []).append(f"{where} * {self.tiles.arguments(f'{name}_{axis}', 'out', name, axis)}")
+        return "".join(" + " + fit(f"({' + '.join(t)})" if at else " + ".join(t), at, order) for at, t in terms.items())
+
+    def mask(self, dims: Sequence[str], order: Sequence[str]) -> str:
+        text = " & ".join(fit(self.tiles.range(d).mask, (d,), order) for d in dims)
+        return f", mask={text}" if text else ""
+
+    def store_part(self, part: Part, keeps: Sequence[str]) -> None:
+        out = self.tiles.arguments(f"o_{part.var}", "part", part.name)
+        split = self.tiles.arguments(f"o_{part.var}_split", "out", f"o_{part.var}", "split")
+        axes = [*keeps, *(a for d in part.dims for a in self.program.dims[d])]
+        at = self.offset(f"o_{part.var}", axes, part.dims)
+        self.after.add(f"tl.store({out} + split * {split}{at}, {part.var}{self.mask(part.dims, part.dims)})")
+
+    def emit(self, s: Store) -> None:
+        t = self.tiles
+        out = t.arguments(s.buffer, "output", s.buffer)
+        text = t.boxed(s.value, s.dims)
+        block = t.home(s.dims)
+        if set(s.value.dims) != set(s.dims):
+            text = f"tl.broadcast_to({text}, [{', '.join(t.range(d).size for d in s.dims)}])"
+        block.add(f"tl.store({out}{self.offset(s.buffer, s.axes, s.dims)}, {text}{self.mask(s.dims, s.dims)})")
+
+    def stage(self, s: Stage) -> None:
+        """slab[batch, row - row_begin, col - col_begin] = value."""
+        t, order = self.tiles, ("row", "col")
+        out = t.arguments(s.name, "slab", s.name)
+        text = t.operand(s.value, order)
+        if set(s.value.dims) != set(order):
+            text = f"tl.broadcast_to({text}, [R, C])"
+        stride = t.arguments(f"{s.name}_row", "slab stride", s.name, 1)
+        batch = f"batch * {t.arguments(f'{s.name}_batch', 'slab stride', s.name, 0)} + " if self.program.batch else ""
+        at = f"{out} + {batch}((row - row_begin) * {stride})[:, None] + (col - col_begin)[None, :]"
+        self.loop.add(f"tl.store({at}, {text}.to({DTYPES[s.dtype]}){self.mask(order, order)})")
+
+    # ---- text -------------------------------------------------------------------------------------------------------
+
+    def result(self, name: str, stages: tuple[Stage, ...]) -> Sweep:
+        t = self.tiles
+        stages_of = self.schedule.knob("pipeline")
+        walk = f"tl.range(begin, end, C, num_stages={stages_of})" if stages_of else "range(begin, end, C)"
+        body = [*t.prologue.lines, f"    for column in {walk}:", *self.loop.lines, *self.after.lines]
+        constants = [f"{c}: tl.constexpr" for c in t.arguments.constants]
+        head = wrapped([*t.arguments.table, *constants])
+        text = f"\n\n@triton.jit\ndef {name}(\n{head}):\n" + "\n".join(body) + "\n"
+        return Sweep(name, text, self.program, dict(t.arguments.table), dict(t.arguments.constants), tuple(self.parts),
+                     stages, self.chunked)
+
+
+def wrapped(names: Sequence[str], width: int = 116) -> str:
+    """Parameters, four to a line or so."""
+    lines, line = [], ""
+    for name in names:
+        if len(line) + len(name) + 2 > width:
+            lines.append(line)
+            line = ""
+        line += f"{name}, "
+    return "".join(f"    {line.rstrip()}\n" for line in (*lines, line))
+
+
+def contracted_dims(program: TileProgram) -> frozenset[str]:
+    """Free dims that some inner dot or reduction sums over."""
+    from fuse.codegen.tile import Dot, Reduce
+    over = [s.k if isinstance(s, Dot) else s.over for s in program.statements() if isinstance(s, (Dot, Reduce))]
+    return frozenset(d for dims in over for d in dims)
+
+
+def has_tile_dot(program: TileProgram) -> bool:
+    """Does some dot or matrix product run in the column loop?"""
+    inner = any("col" in d.out.dims for d in program.dots)
+    return inner or any(u.wide is not None for level in program.levels for u in level.updates)

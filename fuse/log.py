@@ -1,0 +1,32 @@
+"""How fuse speaks: one warning per failure, one INFO line per graph (`TORCH_LOGS=fuse`, `TORCH_LOGS=+fuse` for detail)."""
+from __future__ import annotations
+
+import traceback
+import warnings
+
+from fuse.reasons import Miss, Refused
+
+
+class FuseWarning(UserWarning):
+    """Something inside fuse failed; the result is right, but the region runs without fuse."""
+
+
+class FuseError(RuntimeError):
+    """Raised instead of a warning under options={"strict": True}, and when a required region was not fused."""
+
+
+def miss_of(error: Exception, where: str | None = None, code: str = "INTERNAL") -> Miss:
+    """The Miss for an exception: its own if it is a Refused, else `code` with the exception's text and place."""
+    if isinstance(error, Refused):
+        miss = error.miss
+        return miss if miss.where or not where else Miss(miss.code, where, miss.detail)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f", raised at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return Miss(code, where, f"{type(error).__name__}: {error}{place}")
+
+
+def fail(miss: Miss, strict: bool, consequence: str, cause: BaseException | None = None) -> None:
+    """Raises FuseError if strict, else warns once: `consequence` says what happens instead."""
+    if strict:
+        raise FuseError(str(miss)) from cause
+    warnings.warn(f"fuse: {miss} {consequence}", FuseWarning, stacklevel=3)

@@ -1,0 +1,250 @@
+"""An Executable runs a plan: it binds sizes, launches kernels, assembles outputs, and computes only what is asked for.
+
+What is asked for is a mask, `needs`: which inputs want a gradient. A frozen head computes no dW, and where nothing wants
+a gradient nothing is kept for a backward.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fuse.ir.align import expand
+from fuse.ir.evaluate import Evaluator, evaluate_output
+from fuse.ir.expr import Buffer, Expr, topological
+from fuse.ir.program import Define, Output, Program, Region, Step
+from fuse.log import fail, miss_of
+from fuse.passes import Plan, restrict
+from fuse.reasons import Miss
+
+Needs = tuple[bool, ...]
+Sizes = Mapping[str, Any]
+Kernel = Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[str, Tensor]]
+Build = Callable[[Region], Kernel | Miss]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A program that is run as a whole: buffers in the order of `inputs` -> the outputs, then the stored buffers `kept`."""
+
+    program: Program
+    kept: tuple[Buffer, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Buffer, ...]:
+        return self.program.inputs
+
+    @property
+    def results(self) -> tuple[Buffer, ...]:
+        return tuple(o.buffer for o in self.program.outputs) + self.kept
+
+    @cached_property
+    def dropped(self) -> list[set[str]]:
+        """After step i: the names that nothing reads any more, so that their memory is given back."""
+        live = {b.name for b in self.kept} | _names(_roots(self.program.outputs))
+        dropped: list[set[str]] = []
+        for step in reversed(self.program.steps):
+            seen = _names((step.value,) if isinstance(step, Define) else step.bodies) | set(_stores(step))
+            dropped.append(seen - live)
+            live |= seen
+        return dropped[::-1]
+
+    def fake(self, like: Tensor, sizes: Sizes) -> list[Tensor]:
+        """Uninitialised tensors shaped and typed as the results; `like` gives the device, sizes may be symbolic."""
+        return [like.new_empty([s.evaluate(sizes) for s in b.shape], dtype=getattr(torch, b.dtype)) for b in self.results]
+
+
+class Executable:
+    """`inputs` are those of the imported program, `wrt` the names of those it was differentiated for; `build` makes a
+    region's kernel or says why there is none."""
+
+    def __init__(self, inputs: Sequence[Buffer], plan: Plan, build: Build, *, wrt: Iterable[str] = (),
+                 where: str | None = None, strict: bool = False):
+        self.inputs, self.plan, self.build, self.where, self.strict = tuple(inputs), plan, build, where, strict
+        self.wrt = frozenset(wrt)
+        self.binding = bind(self.inputs)
+        self.symbols = tuple(sorted(self.binding))
+        self.kernels: dict[Region, Kernel | None] = {}
+        self._parts: dict[tuple[str, Needs], Part | None] = {}
+
+    # ---- which program -------------------------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> tuple[Buffer, ...]:
+        return tuple(o.buffer for o in self.plan.forward.outputs)
+
+    def differentiable(self, output: Buffer) -> bool:
+        return f"ct.{output.name}" in (self.plan.backward.cotangents if self.plan.backward else ())
+
+    def gradients(self, needs: Needs) -> tuple[Output, ...]:
+        """The backward's outputs that `needs` asks for, in the order of the inputs."""
+        if self.plan.backward is None:
+            return ()
+        table = {o.gradient_of: o for o in self.plan.backward.outputs}
+        return tuple(table[b.name] for b, need in zip(self.inputs, needs, strict=True) if need and b.name in table)
+
+    def inference(self) -> Part:
+        """The forward alone: nothing is kept."""
+        return self._part("inference", (), lambda: Part(restrict(self.plan.forward, [b.name for b in self.outputs])))
+
+    def training(self, needs: Needs) -> Part:
+        """The forward, keeping what the backward of `needs` reads of it."""
+        return self._part("training", needs, lambda: self._training(needs))
+
+    def streamed(self, needs: Needs) -> Part | None:
+        """The gradients that walk a stream, or None if there are none."""
+        return self._part("streamed", needs, lambda: self._gradients(needs, streamed=True))
+
+    def plain(self, needs: Needs) -> Part | None:
+        """The gradients that are expressions of what the forward left and the cotangents: the slab schedule's.
+
+        They are traced through instead of being called, so that Inductor scales what the forward left in place where
+        autograd lets it; nothing is ever scaled twice.
+        """
+        return self._part("plain", needs, lambda: self._gradients(needs, streamed=False))
+
+    def _part(self, kind: str, needs: Needs, make: Callable[[], Part | None]) -> Any:
+        key = (kind, needs)
+        if key not in self._parts:
+            self._parts[key] = make()
+        return self._parts[key]
+
+    def _training(self, needs: Needs) -> Part:
+        parts = [p for p in (self.streamed(needs), self.plain(needs)) if p is not None]
+        wanted = {b.name: b for p in parts for b in p.inputs if b.name in self.plan.saved}
+        kept = tuple(wanted[n] for n in self.plan.saved if n in wanted)
+        return Part(restrict(self.plan.forward, [b.name for b in self.outputs], [b.name for b in kept]), kept)
+
+    def _gradients(self, needs: Needs, streamed: bool) -> Part | None:
+        backward = self.plan.backward
+        names = [o.buffer.name for o in self.gradients(needs)
+                 if backward is not None and bool(restrict(backward, [o.buffer.name]).regions) is streamed]
+        return Part(restrict(backward, names)) if backward is not None and names else None
+
+    # ---- running -------------------------------------------------------------------------------------------------
+
+    def sizes(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
+        """The value of every size symbol, read off the inputs' shapes (SymInts while tracing)."""
+        return {symbol: source.read(tensors) for symbol, source in self.binding.items()}
+
+    def pick(self, part: Part, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The inputs that `part` reads, by name."""
+        wanted = {b.name for b in part.inputs}
+        return {b.name: t for b, t in zip(self.inputs, tensors, strict=True) if b.name in wanted}
+
+    def run(self, part: Part, env: dict[str, Tensor], sizes: Sizes) -> list[Tensor]:
+        """The results of `part`, contiguous and each with memory of its own. Empties `env` as it goes."""
+        given = list(env.values())
+        return unaliased(self.trace(part, env, sizes), given)
+
+    def trace(self, part: Part, env: dict[str, Tensor], sizes: Sizes) -> list[Tensor]:
+        """The results of `part`, which may be views of what is in `env`; under a tracer, its torch operations."""
+        for step, dropped in zip(part.program.steps, part.dropped, strict=True):
+            if isinstance(step, Define):
+                env[step.name] = defined(step, env, sizes)
+            else:
+                env.update(self._launch(step, env, sizes))
+            for name in dropped:
+                env.pop(name, None)
+        return [evaluate_output(o, env, sizes) for o in part.program.outputs] + [env[b.name] for b in part.kept]
+
+    def prepare(self, part: Part | None) -> Miss | None:
+        """Builds the kernels of `part`; the first Miss if one cannot be built."""
+        for region in part.program.regions if part is not None else ():
+            if region not in self.kernels:
+                kernel = self.build(region)
+                if isinstance(kernel, Miss):
+                    return kernel
+                self.kernels[region] = kernel
+        return None
+
+    def _launch(self, region: Region, env: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
+        """One region by its kernel, or by the tiled path in plain torch where there is none or it fails."""
+        from fuse.ir.reference import run_region
+
+        if region not in self.kernels:
+            built = self.build(region)
+            if isinstance(built, Miss):
+                fail(built, self.strict, "The tiled path in plain torch is used.")
+            self.kernels[region] = None if isinstance(built, Miss) else built
+        kernel = self.kernels[region]
+        if kernel is not None and (getattr(kernel, "deterministic", True) or not torch.are_deterministic_algorithms_enabled()):
+            try:
+                return kernel(env, sizes)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                fail(miss_of(error, self.where, "LAUNCH_FAILED"), self.strict, "", error)
+                self.kernels[region] = None
+        return run_region(region, env, sizes)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a size symbol is read: it is (dimension `dim` of input `index` - offset) / factor."""
+
+    index: int
+    dim: int
+    factor: int = 1
+    offset: int = 0
+
+    def read(self, tensors: Sequence[Tensor]) -> Any:
+        extent = tensors[self.index].shape[self.dim]
+        return (extent - self.offset) // self.factor if (self.factor, self.offset) != (1, 0) else extent
+
+
+def bind(inputs: Sequence[Buffer]) -> dict[str, Source]:
+    """A source for every size symbol that some dimension gives: alone if possible, else as factor * symbol + offset."""
+    found: dict[str, Source] = {}
+    for i, buffer in enumerate(inputs):
+        for d, size in enumerate(buffer.shape):
+            terms = dict(size.terms)
+            offset = terms.pop((), 0)
+            if len(terms) == 1 and len(*terms) == 1:
+                ((symbol,), factor), = terms.items()
+                source = Source(i, d, factor, offset)
+                if symbol not in found or (factor, offset) == (1, 0) != (found[symbol].factor, found[symbol].offset):
+                    found[symbol] = source
+    return found
+
+
+def unbound(program: Program) -> set[str]:
+    """Size symbols of the program that its inputs' shapes do not give."""
+    used = {s for b in program.inputs for size in b.shape for s in size.symbols}
+    for node in topological(program.roots()):
+        used |= {s for a in node.axes for s in a.extent.symbols}
+    return used - set(bind(program.inputs))
+
+
+def defined(step: Define, env: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
+    evaluator = Evaluator(env, sizes)
+    return expand(evaluator.value(step.value), step.value.axes, step.axes, [evaluator.count(a) for a in step.axes])
+
+
+def unaliased(results: Sequence[Tensor], given: Iterable[Tensor]) -> list[Tensor]:
+    """The results, contiguous, each with memory of its own."""
+    taken = {t.untyped_storage()._cdata for t in given}
+    out = []
+    for tensor in results:
+        tensor = tensor.contiguous()
+        if tensor.untyped_storage()._cdata in taken:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage()._cdata)
+        out.append(tensor)
+    return out
+
+
+def _stores(step: Step) -> tuple[str, ...]:
+    return (step.name,) if isinstance(step, Define) else step.stores
+
+
+def _roots(outputs: Iterable[Output]) -> list[Expr]:
+    return [e for o in outputs for t in o.terms for e in (*t.index, t.value)]
+
+
+def _names(roots: Iterable[Expr]) -> set[str]:
+    return {e["buffer"].name for e in topological(roots) if e.op == "read"}

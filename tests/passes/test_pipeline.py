@@ -1,0 +1,98 @@
+"""How many regions and sweeps a loss takes, and what the backward is left with."""
+from __future__ import annotations
+
+import pytest
+
+from fuse.ir.expr import const, lse, make, reduce_, sum_
+from fuse.ir.program import Kind
+from tests.passes.builders import (LABEL, SCORES, N, V, cross_entropy, log_softmax, pick, plan, softmax, sweeps)
+
+P, LOGP, L = softmax(), log_softmax(), lse(SCORES, V)
+ENTROPY = -sum_(P * LOGP, V)
+
+
+def power(x, q):
+    return make("pow", x, const(q, "float32"))
+
+
+def test_a_scalar_loss_is_one_region_of_two_sweeps_and_an_empty_backward():
+    p = plan(cross_entropy())
+    assert sweeps(p.forward) == [2] and sweeps(p.backward) == []
+    assert len(p.handed_over) == 2
+
+
+def test_recompute_keeps_the_forward_to_one_sweep():
+    p = plan(cross_entropy(), slab=False)
+    assert sweeps(p.forward) == [1] and sweeps(p.backward) == [1]
+    assert not p.handed_over and len(p.saved) == 2
+
+
+def test_per_row_cotangents_forbid_the_slab():
+    p = plan(L - pick(SCORES))
+    assert sweeps(p.forward) == [1] and sweeps(p.backward) == [1] and not p.handed_over
+
+
+def test_a_weight_that_depends_on_other_rows_forbids_the_slab():
+    nll = L - pick(SCORES)
+    p = plan(sum_(nll * (nll / sum_(nll, N)), N))
+    assert not p.handed_over and sweeps(p.backward) == [1]
+
+
+def test_two_scalar_outputs_forbid_the_slab():
+    p = plan(cross_entropy(), sum_(L * L, N))
+    assert not p.handed_over and sweeps(p.forward) == [1] and sweeps(p.backward) == [1]
+
+
+def test_a_row_factor_of_the_rows_own_statistics_allows_it():
+    nll = L - pick(SCORES)
+    p = plan(sum_(make("exp", -nll) * nll, N))
+    assert len(p.handed_over) == 2 and sweeps(p.forward) == [2]
+
+
+@pytest.mark.parametrize("value", [
+    L - pick(SCORES), -pick(LOGP), ENTROPY, L - sum_(P * SCORES, V), sum_(LOGP, V), sum_(P * P, V),
+    sum_(power(P, 0.7), V), pick(P), power(pick(P), 0.7), L * L, make("log", pick(P)),
+], ids=["ce", "logp", "entropy", "entropy-lse", "smoothing", "p^2", "p^q", "p_y", "gce", "z", "log p_y"])
+def test_one_sweep_forward_one_sweep_backward(value):
+    p = plan(value)
+    assert sweeps(p.forward) == [1] and sweeps(p.backward) == [1]
+
+
+def test_statistics_of_one_distribution_share_one_sweep():
+    p = plan(cross_entropy(), L * L, ENTROPY, reduce_("argmax", SCORES, V), sum_(SCORES, V))
+    assert sweeps(p.forward) == [1] and sweeps(p.backward) == [1]
+    assert sum(c.kind is Kind.LSE for c in p.forward.regions[0].carries) == 1
+
+
+def test_two_passes_where_a_constant_stands_in_the_way():
+    p = plan(sum_(make("log", P + 1e-3), V))
+    assert sweeps(p.forward) == [1, 1]
+    assert {m.code for m in p.notes} == {"NOT_SEPARABLE"}
+
+
+def test_frozen_head_and_frozen_input():
+    assert [o.gradient_of for o in plan(cross_entropy(), wrt=("x0",)).backward.outputs] == ["x0"]
+    assert [o.gradient_of for o in plan(cross_entropy(), wrt=("x1",)).backward.outputs] == ["x1"]
+    assert plan(cross_entropy(), wrt=()).backward is None
+
+
+def test_without_a_shared_sweep_each_gradient_has_its_region():
+    p = plan(L - pick(SCORES), shared_sweep=False)
+    assert sweeps(p.backward) == [1, 1]
+    assert [r.streams for r in p.backward.regions] == [(V,), (N,)]
+
+
+def canonical(value):
+    """The carries of the forward without their names."""
+    (region,) = plan(sum_(value, N)).forward.regions
+    lse = next(c.name for c in region.carries if c.kind is Kind.LSE)
+    return [(c.kind, c.level, c.over, str(c.body).replace(f'"{lse}.', '"L.')) for c in region.carries]
+
+
+def test_spellings_of_the_same_meaning_have_the_same_bodies():
+    hot = make("cast", make("eq", make("iota", axis=V), make("bounded", LABEL)), dtype="float32")
+    first, *others = map(canonical, [
+        L - pick(SCORES), -pick(LOGP), -sum_(hot * LOGP, V), -make("log", pick(P)),
+        make("log", sum_(make("exp", SCORES), V)) - pick(SCORES)])
+    for other in others:
+        assert other == first
