@@ -3,11 +3,8 @@ from __future__ import annotations
 
 from fuse.codegen.roles import Roles
 from fuse.codegen.tile import Affine
-try:
-    from fuse.ir.evaluate import affine
-except ImportError:
-    from fuse.codegen._affine import affine
 from fuse.ir.expr import Expr, const, make, size
+from fuse.ir.index import affine, bounds
 from fuse.ir.size import Size
 
 
@@ -16,16 +13,8 @@ def affine_index(e: Expr, extent: Size, r: Roles) -> Affine | None:
     form = affine(e)
     if form is None:
         return None
-    low = high = form.offset
-    for axis, c in form.terms.items():
-        last = c * (axis.extent - 1)
-        if c.nonnegative():
-            high = high + last
-        elif (-c).nonnegative():
-            low = low + last
-        else:
-            return None
-    if not (low.nonnegative() and (extent - 1 - high).nonnegative()):
+    reach = bounds(form)
+    if reach is None or not (reach[0].nonnegative() and (extent - 1 - reach[1]).nonnegative()):
         return None
     return Affine(tuple((r.name[axis.name], c) for axis, c in form.terms.items()), form.offset)
 

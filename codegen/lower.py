@@ -16,9 +16,9 @@ from fuse.codegen.roles import (Roles, Split, check_carry, dim_order, factors, g
                                 split_product)
 from fuse.codegen.tile import (Const, Dot, Final, Level, Load, Param, Point, Position, Reduce, Slot, Staged, State,
                                Statement, Store, TileProgram, Update, Value, operands)
-from fuse.ir.expr import Axis, Expr, const, topological
+from fuse.ir.expr import Axis, Expr, const, make, topological, where
 from fuse.ir.ops import OPS
-from fuse.ir.program import Carry, Kind, Region
+from fuse.ir.program import Carry, Kind, Region, carry_part
 from fuse.ir.size import Size, product
 
 
@@ -117,6 +117,9 @@ class _Lowering:
         carry = self.region.carry(name)
         if not {a.name for a in self.region.grid} <= {a.name for a in carry.axes}:
             raise refuse(f"{name} is complete only when the whole grid is", node.origin)
+        if carry.kind is Kind.LSE and not suffix:
+            m, total = (make("carry", **{**dict(node.attrs), "name": f"{name}.{part}"}) for part in "ml")
+            return self.value(m + make("log", total))
         return self.define(Final(self.new(node.axes, node.dtype), f"{state}.{suffix}" if suffix else state))
 
     def reduction(self, node: Expr) -> Value:
@@ -179,8 +182,9 @@ class _Lowering:
         if carry.relative_to is None:
             return [Update(**self.product(carry.body, over, ()), **base)]
         source = self.region.carry(carry.relative_to)
-        if source.level != carry.level or source.over != carry.over:
-            raise refuse(f"{carry.name} is relative to a carry of another sweep")
+        if source.level < carry.level:
+            plain = replace(carry, body=_weighted(carry, source), relative_to=None, exponent=1, moment=0)
+            return self.update(plain, state)
         operand = self.value(source.body)
         extra, lower = self.lower_moments(carry)
         one = carry.body.op == "const" and carry.body["value"] == 1
@@ -305,6 +309,18 @@ class _Lowering:
         slots += [(e.name, e.value.dtype, e.axes) for e in self.region.emits]
         return tuple(Slot(self.output_name(source), source, dtype, tuple(self.roles.name[a.name] for a in axes))
                      for source, dtype, axes in slots)
+
+
+def _weighted(carry: Carry, source: Carry) -> Expr:
+    """body * exp(k (s - m)) * (s - m)**n with the finished maximum m of a lower level (0 where m = -inf)."""
+    m = carry_part(source, "final", ".m")
+    gap = source.body - where(make("eq", m, const(float("-inf"), m.dtype)), 0, m)
+    out = carry.body
+    if carry.exponent:
+        out = out * make("exp", gap * const(carry.exponent, gap.dtype) if carry.exponent != 1 else gap)
+    for _ in range(carry.moment):
+        out = out * gap
+    return out
 
 
 def _with_outer(body: Expr, contracted: frozenset[str], r: Roles) -> tuple[Expr, Expr] | None:

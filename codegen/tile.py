@@ -209,12 +209,12 @@ class Update:
     SUM            state += sum_over value [* wide]
     MAX / ARGMAX   value; nan wins; ARGMAX keeps the first position along `position` (an axis name)
     LSE            s = value: m' = max(m, max_over s); l = l * exp(m - m') + sum_over exp(s - m');
-                   m starts at -inf, l at 0; where m' = -inf nothing is added and the factor is 0
+                   m starts at -inf, l at 0; s - m' is s where m' = -inf, and m - m' is 0 where m = -inf
     SUM with `relative` = an LSE state whose Update precedes it in the list, with operand s, old maximum m and new m':
                    weight = exp(exponent * (s - m')) * (s - m')**moment
                    T_n = rho * sum_j C(n, j) * delta**(n - j) * T_j + sum_over weight * value [* wide]
-                   with delta = m - m', rho = exp(exponent * delta), both sums 0 where m = -inf; T_j for j < n are the
-                   states `lower[j]` (c0.l for the LSE's own l), all as they were before this tile: so update the
+                   with delta = m - m' (0 where m = -inf), rho = exp(exponent * delta); T_j for j < n are the states
+                   `lower[j]` (c0.l for the LSE's own l), all as they were before this tile: so update the
                    highest moment first (the list is ordered so).
 
     `wide`, if there is one, makes it a matrix product: it lacks one of the state's other dims, value lacks wide's width.

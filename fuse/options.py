@@ -109,7 +109,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _kinds(name: str, value: Any) -> tuple[str, ...]:
-    from fuse.report import KINDS  # not needed to read the other options
+    from fuse.ir.kinds import KINDS  # not needed to read the other options
 
     kinds = (value,) if isinstance(value, str) else tuple(value)
     for kind in kinds:
@@ -119,11 +119,11 @@ def _kinds(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _mode(name: str, value: Any) -> str | None:
-    from torch._inductor import list_mode_options
+    from fuse.private import mode_names
 
-    if value is not None and value not in list_mode_options():
-        raise OptionError(f"option {name!r} must be one of {', '.join(list_mode_options())}, not {value!r}")
-    return value
+    if value is not None and value not in mode_names():
+        raise OptionError(f"option {name!r} must be one of {', '.join(mode_names())}, not {value!r}")
+    return None if value is None else str(value)
 
 
 def _tile(name: str, value: Any) -> dict[str, int] | None:

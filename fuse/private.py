@@ -3,6 +3,7 @@
     name                                       why                                                      since
     torch._dynamo.exc                          exceptions that steer Dynamo and must pass through       2.0
     torch._dynamo.utils.counters               where torch's users look for counts                      2.0
+    OptimizedModule._orig_mod, _torchdynamo_orig_callable    what torch.compile was given               2.1
     torch._inductor.compile_fx.compile_fx      compiles what fuse did not take                          2.0
     torch._inductor.list_mode_options          translates torch.compile's mode                          2.0
     torch._inductor.custom_graph_pass          a pass whose uuid enters the cache keys                  2.6
@@ -46,6 +47,16 @@ def steers_dynamo(error: BaseException) -> bool:
 
 def counters() -> Any:
     return torch_counters["fuse"]
+
+
+def graph_breaks() -> dict[str, int]:
+    """Reasons for graph breaks so far, with counts."""
+    return dict(torch_counters["graph_break"])
+
+
+def uncompiled(fn: Any) -> Any:
+    """The function or module behind torch.compile's wrapper."""
+    return getattr(fn, "_orig_mod", None) or getattr(fn, "_torchdynamo_orig_callable", None) or fn
 
 
 def mode_names() -> list[str]:

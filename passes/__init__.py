@@ -49,7 +49,7 @@ def _on_values(program: Program, f: Callable) -> Program:
 
 
 def _regions(program: Program, context: Context) -> Program:
-    virtual = virtual_of(program)
+    virtual = virtual_of(program, context.hints)
     program = _on_values(program, lambda roots: split_sums(expand_picks(roots), virtual, context.hints))
     groups: list[Group] = merge(frontier(program, virtual), slab=context.slab, shared_sweep=context.shared_sweep,
                                 note=context.notes.append)

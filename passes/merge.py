@@ -40,6 +40,12 @@ class Group:
     reverse: bool = False
     members: list[Member] = field(default_factory=list)
 
+    def add(self, member: Member) -> None:
+        self.reverse |= member.leaf.reverse                 # a walk backwards can carry forward scans along, rehearsed
+        if member.leaf.given:
+            self.grid = tuple(a for a in self.grid if a in member.leaf.grid)
+        self.members.append(member)
+
     def member(self, leaf: Leaf) -> Member | None:
         return next((m for m in self.members if m.leaf is leaf), None)
 
@@ -71,7 +77,7 @@ def _place(leaf: Leaf, groups: list[Group], table: Mapping[Expr, Leaf], *, backw
             continue
         member = _fits(leaf, group, table, note) or (_shares(leaf, group) if shared else None)
         if member:
-            group.members.append(member)
+            group.add(member)
             return
     groups.append(Group(leaf.streams, leaf.grid, backward, leaf.reverse, [Member(leaf, 0, leaf.streams)]))
 
@@ -83,7 +89,9 @@ def _follows(leaf: Leaf, groups: list[Group], position: int) -> bool:
 
 
 def _fits(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf], note: Callable[[Miss], None]) -> Member | None:
-    if (set(leaf.streams), set(leaf.grid), leaf.reverse) != (set(group.streams), set(group.grid), group.reverse):
+    if set(leaf.streams) != set(group.streams) or not (leaf.given or set(leaf.grid) == set(group.grid)):
+        return None
+    if leaf.reverse and not group.reverse and not group.backward:
         return None
     here = [n for n in leaf.needs if group.member(n) and n.kind is not None]    # what is emitted is inlined
     if not here:

@@ -33,6 +33,7 @@ class Leaf:
     forward: bool = False                                    # a forward output depends on it
     cotangent: bool = False                                  # it depends on a cotangent
     reverse: bool = False                                    # it holds a scan that runs backwards
+    given: bool = False                                      # the anchor names the stream; the grid is what all keep
 
 
 def expand_picks(roots: Iterable[Expr]) -> list[Expr]:
@@ -101,15 +102,16 @@ def _leaf(node: Expr, virtual: Virtual) -> Leaf:
     if not streams:
         raise Refused(Miss("MIXES_GRID_AXIS", node.origin, node.op))
     grid = tuple(a for a in in_order if a not in node["axes"])
-    return Leaf(node, KINDS[node.op], node.args[0], streams, grid, is_dot(node) and anchor.stream is None)
+    given = anchor.stream is not None
+    return Leaf(node, KINDS[node.op], node.args[0], streams, grid, is_dot(node) and not given, given=given)
 
 
 def _emitted(node: Expr, virtual: Virtual, anchor: Anchor | None = None) -> Leaf:
     anchor = anchor or virtual.anchor_of(node)
     if anchor is None or anchor.stream is None:
         raise Refused(Miss("ESCAPES", node.origin))
-    grid = tuple(sorted(anchor.axes - {anchor.stream}, key=lambda a: a.name))
-    return Leaf(node, None, node, (anchor.stream,), grid, dot=False)
+    grid = tuple(a for a in node.axes if a in anchor.axes and a != anchor.stream)
+    return Leaf(node, None, node, (anchor.stream,), grid, dot=False, given=True)
 
 
 def _by_need(leaves: dict[Expr, Leaf]) -> list[Expr]:

@@ -41,23 +41,28 @@ class Virtual:
         return bool(x.axes) and self.anchor_of(x) is not None
 
 
-def virtual_of(program: Program) -> Virtual:
-    """Dots from `program.anchors`, scans and cascades from the expressions themselves."""
+def virtual_of(program: Program, hints: Mapping[str, int]) -> Virtual:
+    """Dots from `program.anchors`, scans and, where there is neither, cascades from the expressions themselves."""
     roots = [t.value for o in program.outputs for t in o.terms]
     scans = [Anchor(frozenset(n.axes), n["axis"]) for n in topological(roots) if n.op == "scan"]
     dots = [Anchor(frozenset(a.axes)) for a in program.anchors]
-    return Virtual([*dots, *scans] or _cascades(roots))
+    return Virtual([*dots, *scans] or _cascades(roots, hints))
 
 
-def _cascades(roots: list[Expr]) -> list[Anchor]:
-    order = topological(roots)
-    streams: dict[Axis, None] = {}
-    below: dict[Expr, frozenset[Axis]] = {}
+def _cascades(roots: list[Expr], hints: Mapping[str, int]) -> list[Anchor]:
+    """One anchor per axis that is summed and met again, longest first; what occurs beside a longer one is a feature."""
+    order = [n for n in topological(roots) if n.op != "iota"]
+    met: dict[Axis, None] = {}
+    summed: dict[Expr, frozenset[Axis]] = {}
     for node in order:
-        inherited = frozenset().union(*(below[a] for a in node.args))
-        streams.update(dict.fromkeys(a for a in node.axes if a in inherited))
-        below[node] = inherited | frozenset(node["axes"] if node.op in ("sum", "lse", "max") else ())
-    return [Anchor(frozenset.intersection(*(frozenset(n.axes) for n in order if n.has(s) and n.op != "iota")), s) for s in streams]
+        below = frozenset().union(*(summed.get(a, frozenset()) for a in node.args))
+        met.update(dict.fromkeys(a for a in node.axes if a in below))
+        summed[node] = below | frozenset(node["axes"] if node.op in ("sum", "lse", "max") else ())
+    streams: list[Axis] = []
+    for axis in sorted(met, key=lambda a: -a.extent.evaluate(hints)):
+        if not any(n.has(axis) and n.has(s) for n in order for s in streams):
+            streams.append(axis)
+    return [Anchor(frozenset.intersection(*(frozenset(n.axes) for n in order if n.has(s))), s) for s in streams]
 
 
 def find_anchors(program: Program, hints: Mapping[str, int]) -> tuple[Expr, ...]:

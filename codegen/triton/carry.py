@@ -6,7 +6,7 @@ from math import comb
 
 from fuse.codegen.roles import dim_order, refuse
 from fuse.codegen.tile import State, TileProgram, Update, Value
-from fuse.codegen.triton.emit import Block, Tiles, fit, within
+from fuse.codegen.triton.emit import Block, Tiles, dot_dtype, fit, within
 from fuse.codegen.triton.spell import DTYPES, literal, lowest
 from fuse.ir.program import Kind
 
@@ -213,7 +213,7 @@ class Carries:
         if u.over != ("col",) or state.dims[:1] != ("row",) or len(state.dims) != 2:
             raise refuse(f"the product {u.state} with dims {', '.join(state.dims)}")
         order, free = ("row", "col"), state.dims[1]
-        kind = t.dot_dtype(u.wide, u.wide)
+        kind = dot_dtype(self.program, u.wide)
         if u.relative is not None:
             text, whole = self.weighted(u, order), True
         else:

@@ -70,6 +70,13 @@ def within(dims: Order, order: Order) -> tuple[str, ...]:
     return tuple(d for d in order if d in dims)
 
 
+def dot_dtype(program: TileProgram, *operands_: Value) -> str:
+    """The element type of a dot: that of its stored operands, to which a computed one is rounded (as eager does)."""
+    stored = {s.out.dtype for s in map(program.source_of, operands_) if isinstance(s, Load)}
+    narrow = stored & {"bfloat16", "float16"}
+    return narrow.pop() if len(narrow) == 1 and "float32" not in stored else "float32"
+
+
 class Tiles:
     """Emits values. `ranges` says what each dim stands for at the moment; a contraction rebinds its own dims."""
 
@@ -321,7 +328,7 @@ class Tiles:
             m, n, a, b = n, m, b, a
         if len(s.k) != 1 or len(m) != 1 or len(n) != 1:
             return self.narrow_dot(s, order, outer)
-        kind = self.dot_dtype(s.a, s.b)
+        kind = dot_dtype(self.program, s.a, s.b)
         sizes = f"[{self.range(m[0]).size}, {self.range(n[0]).size}]"
         start = f"tl.zeros({sizes}, tl.float32)"
         with self.contraction(s.k, outer) as (block, ranges):
@@ -338,12 +345,6 @@ class Tiles:
         self.arguments.constant("WIDEN", "widen")
         precision = self.precision if kind == "float32" else "ieee"
         return f'dot({left}, {right}, {acc}, "{precision}", WIDEN)'
-
-    def dot_dtype(self, a: Value, b: Value) -> str:
-        """The element type of a dot: that of a stored operand, to which a computed one is rounded (as eager does)."""
-        stored = {s.out.dtype for s in map(self.program.source_of, (a, b)) if isinstance(s, Load)}
-        narrow = stored & {"bfloat16", "float16"}
-        return narrow.pop() if len(narrow) == 1 and "float32" not in stored else "float32"
 
     def dot_operand(self, value: Value, order: Order, kind: str, ranges: Sequence[Range]) -> str:
         """`value` as an operand of element type `kind`: the stored tile itself, or computed, masked along k, rounded."""

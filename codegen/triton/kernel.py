@@ -13,17 +13,30 @@ from fuse.codegen import Schedule
 from fuse.codegen.roles import refuse
 from fuse.codegen.tile import Store, TileProgram, Update, Value
 from fuse.codegen.triton.carry import Carries, Part, parts_of
-from fuse.codegen.triton.emit import Block, Range, Tiles, fit
+from fuse.codegen.triton.emit import Block, Range, Tiles, dot_dtype, fit
 from fuse.codegen.triton.spell import DTYPES
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A tile value written to the slab `name` in element type `dtype`, at [batch, row, col] of the block."""
+    """A tile value written to the slab `name` in element type `dtype`, at [batch, row, col]; `states` consume it."""
 
     name: str
     value: Value
     dtype: str
+    states: tuple[str, ...]
+
+
+def stages_of(program: TileProgram) -> tuple[Stage, ...]:
+    """One slab per left factor and element type; a sum without a right factor reads any slab of its value."""
+    table: dict[tuple[Value, str], list[str]] = {}
+    updates = sorted(program.levels[0].updates, key=lambda u: u.wide is None)
+    for u in updates:
+        assert u.value is not None
+        at_hand = next((k for k in table if k[0] == u.value), None) if u.wide is None else None
+        dtype = dot_dtype(program, u.wide) if u.wide is not None else "float32"
+        table.setdefault(at_hand or (u.value, dtype), []).append(u.state)
+    return tuple(Stage(f"slab{k}", value, dtype, tuple(states)) for k, ((value, dtype), states) in enumerate(table.items()))
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,16 @@ class Place:
     dead: tuple[Node, ...]
 
 
-def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str, *,
+def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str, *, moved: dict[Node, Node] | None = None,
            takes: Sequence[str] | None = None, gives: Sequence[str] | None = None) -> Node | Miss:
     """The call, or a Miss with the graph as it was.
 
-    `takes` and `gives` are the element types of the op's operands and results. Where they differ from what the graph
-    records (ambient autocast leaves no node behind) the cast is written out.
+    `moved` maps exits of regions spliced before to what took their place, and is added to: one region may read what
+    another gives. `takes` and `gives` are the element types of the op's operands and results. Where they differ from
+    what the graph records (ambient autocast leaves no node behind) the cast is written out.
     """
+    moved = {} if moved is None else moved
+    inputs = [moved.get(n, n) for n in inputs]
     place = find_place(graph, inputs, exits)
     if isinstance(place, Miss):
         return place
@@ -60,6 +63,7 @@ def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str
     dead = set(place.dead)
     for leaving, result in zip(exits, results, strict=True):
         leaving.replace_all_uses_with(result, delete_user_cb=lambda user: user not in dead)
+        moved[leaving] = result
     for node in reversed(place.dead):
         graph.erase_node(node)
     return call
@@ -188,5 +192,12 @@ def storages(nodes: Iterable[Node]) -> set[int]:
     for node in nodes:
         for value in _flat(node.meta.get("example_value")):
             if isinstance(value, Tensor):
-                found.add(value.untyped_storage()._cdata)
+                found.add(_storage(value))
     return found
+
+
+def _storage(value: Tensor) -> int:
+    try:
+        return int(value.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):    # a subclass without storage of its own
+        return -1

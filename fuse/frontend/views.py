@@ -54,7 +54,7 @@ def _permute(v: Value, idx: Index) -> Sequence[Linear]:
 
 
 def _transpose(v: Value, idx: Index) -> Sequence[Linear]:
-    a, b = dim(v, "dim0"), dim(v, "dim1")
+    a, b = (dim(v, k) for k in (("axis0", "axis1") if v.op == "swapaxes" else ("dim0", "dim1")))
     out = list(idx)
     out[a], out[b] = out[b], out[a]
     return out
@@ -193,7 +193,7 @@ VIEWS: dict[str, View] = {
                      "reshape_as", "ravel"), _reshape),
     **dict.fromkeys(("alias", "contiguous", "clone", "detach", "lift_fresh_copy", "lift_fresh"),
                     _identity),
-    "permute": _permute, "transpose": _transpose, "swapaxes": _transpose, "t": _reverse, "numpy_T": _reverse,
+    "permute": _permute, "transpose": _transpose, "swapaxes": _transpose, "swapdims": _transpose, "t": _reverse, "numpy_T": _reverse,
     "mT": _mt, "matrix_H": _mt, "adjoint": _mt, "movedim": _movedim, "moveaxis": _movedim, "unsqueeze": _unsqueeze,
     "expand": _expand, "expand_as": _expand, "broadcast_to": _expand, "repeat": _repeat,
     "slice": _slice, "narrow": _narrow, "select": _select,

@@ -5,6 +5,7 @@ An index that is affine becomes a slice of the tensor, also where it addresses s
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -75,11 +76,9 @@ def read_code(node: Expr) -> Code:
     """A function that evaluates one read. Indices out of range read some element of the tensor, never outside."""
     forms = [affine(i) for i in node.args]
     name, target, dtype = node["buffer"].name, node.axes, node["buffer"].dtype
-    clash = {a for i, f in zip(node.args, forms, strict=True) if f is None for a in i.axes}
-    for k, form in enumerate(forms):          # an axis addresses one sliced dimension at most
-        if form is not None and clash & form.terms.keys():
-            forms[k] = None
-        clash |= set(node.args[k].axes)
+    users = Counter(a for i in node.args for a in i.axes)
+    clash = {a for i, f in zip(node.args, forms, strict=True) if f is None for a in i.axes} | {a for a, n in users.items() if n > 1}
+    forms = [None if f is None or clash & f.terms.keys() else f for f in forms]    # an axis addresses one sliced dimension
 
     def run(ev: Evaluator) -> Tensor:
         x, axes, gathered = ev.env[name], [], []

@@ -348,7 +348,8 @@ def _shift(node: Expr) -> Code:
 
     def run(ev: Evaluator) -> Tensor:
         low, high = ev.span(axis)
-        first, last = max(low - by, 0), min(high - by, ev.int(axis.extent))
+        n = ev.int(axis.extent)
+        first, last = min(max(low - by, 0), n), min(high - by, n)
         if axis.name in ev.window:
             value = ev.moved({axis: (first, max(last, first))}).value(x)
         else:

@@ -256,7 +256,8 @@ POINTWISE = {
 }
 
 REDUCTIONS = {
-    "sum": reduction(reduced(total=True), lambda n, g: g),
+    # Axes that the argument lacks multiply it by their extents.
+    "sum": reduction(reduced(total=True), lambda n, g: reduce_("sum", g, *(a for a in n["axes"] if not n.args[0].has(a)))),
     "max": reduction(reduced(), chosen_share),
     "argmax": reduction(reduced("int64")),                       # first index of the maximum; nan wins
     "lse": reduction(reduced(), softmax_weight),

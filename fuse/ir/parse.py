@@ -6,7 +6,7 @@ import re
 from typing import Any, NamedTuple, NoReturn
 
 from fuse.ir.expr import Axis, Buffer, Expr, IRError, make
-from fuse.ir.ops import OPS
+from fuse.ir.ops import OPS, REDUCTIONS
 from fuse.ir.program import Carry, Define, Emit, Kind, Output, Program, Region, Step, Term
 from fuse.ir.size import Size
 from fuse.ir.text import INFIX
@@ -351,18 +351,18 @@ class Parser:
             else:
                 first.append(word)
         line.list(item, "}")
-        if op == "cast":
+        if op in ("cast", "const"):
             return {"dtype": first[0] if first else None, **named}
-        if not first and op not in ("sum", "max", "argmax", "lse"):
+        several = op in REDUCTIONS
+        if not first and not several:
             return named
         unknown = [n for n in first if n not in self.axes]
         if unknown:
             line.fail(f"unknown axis {unknown[0]}")
         axes = tuple(self.axes[n] for n in first)
-        one = op in ("scan", "shift", "pick")
-        if one and len(axes) != 1:
+        if not several and len(axes) != 1:
             line.fail(f"{op} takes one axis")
-        return {"axis": axes[0], **named} if one else {"axes": axes, **named}
+        return {"axes": axes, **named} if several else {"axis": axes[0], **named}
 
     def value(self, line: Line) -> Any:
         if line.kind() == "number":

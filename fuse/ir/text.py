@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from fuse.ir.expr import Axis, Buffer, Expr, topological
@@ -42,11 +42,9 @@ def name(text: str) -> str:
     return text if NAME.match(text) and text not in WORDS else json.dumps(text)
 
 
-def bare_key(op: str, keys: Iterable[str]) -> str | None:
+def bare_key(op: str, keys: Collection[str]) -> str | None:
     """The attribute of `op` that is written first and without its name."""
-    if op in ("cast", "carry", "const"):
-        return "dtype" if op == "cast" else None
-    return next((k for k in ("axes", "axis") if k in keys), None)
+    return None if op == "carry" else next((k for k in ("axes", "axis", "dtype") if k in keys), None)
 
 
 def attribute(value: Any) -> str:
@@ -66,7 +64,7 @@ def attribute(value: Any) -> str:
 
 def number(value: Any, dtype: str) -> str:
     if isinstance(value, complex):
-        return f"const{{dtype={json.dumps(dtype)}, value={attribute(value)}}}()"
+        return f"const{{{dtype}, value={attribute(value)}}}()"
     plain = str(value).lower() if isinstance(value, bool) else repr(value)
     default = {bool: "bool", int: "int64", float: "float32"}[type(value)]
     return plain if dtype == default else f"{plain}:{dtype}"

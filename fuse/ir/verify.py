@@ -105,7 +105,7 @@ class _Verifier:
             self.fail(f"{node.op}: {error}")
         if expected != node.type:
             self.fail(f"{node.op} has type {node.type}, expected {expected}")
-        self.axes_are_known((*node.axes, *_bound(node)))
+        self.axes_are_known((*node.axes, *_bound(node), *(v for _, v in node.attrs if isinstance(v, Axis))))
         if node.op == "read":
             buffer = node["buffer"]
             known = self.buffers.get(buffer.name)
@@ -303,12 +303,12 @@ class _Verifier:
 
 def _bound(node: Expr) -> Iterator[Axis]:
     """The axes an op binds: its result varies along none of them, or sees all of them."""
-    if node.op == "carry":
+    if node.op in ("carry", "iota", "bounded"):
         return
     for key, value in node.attrs:
         if key == "axes":
             yield from value
-        elif key == "axis" and node.op != "iota":
+        elif key == "axis":
             yield value
 
 

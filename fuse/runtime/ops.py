@@ -38,6 +38,10 @@ def register(key: str, executable: Executable) -> Executable:
         return _executables.setdefault(key, executable)
 
 
+def find(key: str) -> Executable | None:
+    return _executables.get(key)
+
+
 def lookup(key: str) -> Executable:
     found = _executables.get(key)
     if found is None:

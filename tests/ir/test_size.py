@@ -57,7 +57,7 @@ def test_constants_symbols_and_text():
     t = Size.of("T")
     assert Size.of(4).constant == 4 and t.constant is None and product([]) == 1
     assert (t * 2 + 1).symbols == {"T"}
-    assert str(t * t * 2 - t - 1) == "2*T*T-T-1"
+    assert str(t * t * 2 - t - 1) == "2*T*T-1*T-1"
     assert str(Size({})) == "0"
 
 

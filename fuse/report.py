@@ -1,0 +1,160 @@
+"""What fuse did, and why not: a report per graph, with the user's own file and line for every region and every refusal.
+
+`fuse.explain(fn, *args)` gives the report of a call without compiling anything but fuse's own kernels. The backend writes
+the same report to the logger `fuse` (INFO: one line per graph), to TORCH_TRACE and to counters["fuse"].
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fuse import private
+from fuse.ir.kinds import KINDS, kind_of, kinds_of
+from fuse.reasons import Miss
+
+__all__ = ["KINDS", "GraphReport", "RegionReport", "Report", "explain", "kind_of", "kinds_of"]
+SCHEMA_VERSION = 1
+log = logging.getLogger("fuse.report")
+
+
+@dataclass
+class RegionReport:
+    """One fused neighbourhood of the graph. Bytes and flops are for the sizes seen while compiling.
+
+    streams       the axes that are walked, with their extents, forward regions only
+    bytes_saved   storage of the values that plain PyTorch would store and fuse does not
+    flops         of one forward walk
+    schedules     one word per kernel: how its tile program is walked
+    sources       the text of every kernel, by region name
+    snapshots     the program as text after every pass
+    """
+
+    kinds: tuple[str, ...]
+    where: str | None
+    streams: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    bytes_saved: int = 0
+    flops: int = 0
+    target: str = ""
+    schedules: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    notes: tuple[Miss, ...] = ()
+    snapshots: dict[str, Callable[[], str]] = field(default_factory=dict)
+    key: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {k: v for k, v in vars(self).items() if k not in ("notes", "snapshots")}
+        return {**plain, "notes": [n.to_dict() for n in self.notes]}
+
+
+@dataclass
+class GraphReport:
+    """One graph that Dynamo captured (a checkpointed body counts with the graph it is part of)."""
+
+    regions: list[RegionReport] = field(default_factory=list)
+    misses: list[Miss] = field(default_factory=list)
+    nodes: int = 0
+    planned: int = 0
+
+    def line(self) -> str:
+        fused = ", ".join(f"{r.kinds[0]} at {r.where}" for r in self.regions) or "nothing"
+        return f"fused {fused}; declined {len(self.misses)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"nodes": self.nodes, "regions": [r.to_dict() for r in self.regions],
+                "misses": [m.to_dict() for m in self.misses]}
+
+
+@dataclass
+class Report:
+    """`str(report)` is a table for people, `to_dict()` the same for programs (`schema` grows when a field changes)."""
+
+    graphs: list[GraphReport] = field(default_factory=list)
+    graph_breaks: list[str] = field(default_factory=list)
+
+    @property
+    def regions(self) -> list[RegionReport]:
+        return [r for g in self.graphs for r in g.regions]
+
+    @property
+    def misses(self) -> list[Miss]:
+        return [m for g in self.graphs for m in g.misses]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": SCHEMA_VERSION, "graphs": [g.to_dict() for g in self.graphs],
+                "graph_breaks": self.graph_breaks}
+
+    def __str__(self) -> str:
+        count = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
+        lines = [f"{count}, {len(self.regions)} fused, {len(self.misses)} declined"]
+        lines += [f"graph break: {reason}" for reason in self.graph_breaks]
+        for i, graph in enumerate(self.graphs):
+            lines.append(f"\ngraph {i} ({graph.nodes} nodes)")
+            for region in graph.regions:
+                lines += _region_lines(region)
+            for miss in graph.misses:
+                lines += _miss_lines(miss)
+        return "\n".join(lines)
+
+
+def _region_lines(region: RegionReport) -> list[str]:
+    schedules = ", ".join(f"{name} {schedule}" for name, schedule in region.schedules.items())
+    rows = [("at", region.where or "?"), ("streams", ", ".join(region.streams)), ("reads", "; ".join(region.inputs)),
+            ("gives", "; ".join(region.outputs)), ("not stored", size_text(region.bytes_saved)),
+            ("flops", f"{region.flops:.3g}" if region.flops else ""), (region.target or "target", schedules)]
+    rows += [("note", str(note)) for note in region.notes]
+    return [f"  FUSED     {', '.join(region.kinds)}"] + [f"    {name:<11}{text}" for name, text in rows if text]
+
+
+def _miss_lines(miss: Miss) -> list[str]:
+    detail = f" ({miss.detail})" if miss.detail else ""
+    return [f"  DECLINED  {miss.code}", f"    {'at':<11}{miss.where or '?'}", f"    {'cause':<11}{miss.reason.cause}{detail}",
+            f"    {'hint':<11}{miss.reason.hint}"]
+
+
+def size_text(count: int) -> str:
+    """12345678 -> '11.8 MiB'"""
+    value, unit = float(count), "bytes"
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def publish(report: GraphReport) -> None:
+    """Counts, one log line, and an artifact for tlparse. Silent for a graph in which nothing amplifies."""
+    if not report.regions and not report.misses:
+        return
+    counters = private.counters()
+    counters["fused"] += len(report.regions)
+    counters["declined"] += len(report.misses)
+    log.info("%s", report.line())
+    for miss in report.misses:
+        log.debug("declined %s", miss)
+    private.trace_artifact("fuse_report", lambda: {"schema": SCHEMA_VERSION, **report.to_dict()})
+
+
+def explain(fn: Callable[..., Any], *args: Any, fuse_options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
+    """What fuse would do with `fn(*args, **kwargs)`. `fn` is a function, a module, or either of them compiled.
+
+    The call runs in eager mode while Dynamo records it, side effects included. `fuse_options` are the options that
+    torch.compile would be given. Whatever `fn` raises is raised.
+    """
+    from fuse.backend import fuse_graph
+    from fuse.options import Options
+
+    chosen, report = Options.parse(fuse_options), Report()
+
+    def collect(gm: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        report.graphs.append(fuse_graph(private.untouched_copy(gm), chosen))
+        return gm.forward
+    before = private.graph_breaks()
+    torch.compile(private.uncompiled(fn), backend=collect)(*args, **kwargs)
+    report.graph_breaks = [reason for reason, count in private.graph_breaks().items() if count > before.get(reason, 0)]
+    return report

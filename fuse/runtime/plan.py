@@ -1,0 +1,146 @@
+"""An imported neighbourhood becomes an executable: passes, then a kernel for every region that will be launched."""
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fuse import private
+from fuse.codegen import Target, compile_region
+from fuse.ir.expr import FLOATS
+from fuse.ir.kinds import kinds_of
+from fuse.ir.program import Program, Region
+from fuse.ir.text import print_program
+from fuse.log import fail, miss_of
+from fuse.options import Options
+from fuse.passes import Context, compile_program
+from fuse.reasons import Miss, Refused
+from fuse.report import RegionReport
+from fuse.runtime import ops
+from fuse.runtime.executable import Executable, unbound
+
+
+@dataclass
+class Planned:
+    """A region that is ready to be spliced in."""
+
+    imported: Any
+    executable: Executable
+    key: str
+    target: str
+
+    @property
+    def inputs(self) -> list[Node]:
+        return list(self.imported.inputs)
+
+    @property
+    def exits(self) -> list[Node]:
+        return list(self.imported.exits)
+
+    @property
+    def takes(self) -> list[str]:
+        return [b.dtype for b in self.executable.inputs]
+
+    @property
+    def gives(self) -> list[str]:
+        return [b.dtype for b in self.executable.outputs]
+
+    def report(self) -> RegionReport:
+        plan, kernels = self.executable.plan, self.executable.kernels
+        forward = plan.forward
+        hints = dict(self.imported.program.hints)
+        built = {name: {r.name: getattr(k, name, None) for r, k in kernels.items()} for name in ("schedule", "source")}
+        return RegionReport(
+            kinds=kinds_of(forward), where=self.executable.where,
+            streams=tuple(dict.fromkeys(str(a) for r in forward.regions for a in r.streams)),
+            inputs=tuple(map(str, self.executable.inputs)), outputs=tuple(map(str, self.executable.outputs)),
+            bytes_saved=bytes_virtual(self.imported), flops=flops(forward, hints), target=self.target,
+            schedules={n: s if isinstance(s, str) else s.kind for n, s in built["schedule"].items() if s is not None},
+            sources={n: s for n, s in built["source"].items() if s is not None}, notes=plan.notes,
+            snapshots={n: (lambda p=p: print_program(p)) for n, p in plan.snapshots.items()}, key=self.key)
+
+
+def plan_region(imported: Any, options: Options) -> Planned | Miss:
+    """The region of `imported`, ready to be spliced in, or the Miss that says why there is none (with one warning)."""
+    try:
+        return _plan(imported, options)
+    except Exception as error:
+        if private.steers_dynamo(error):
+            raise
+        miss = miss_of(error, imported.where)
+        fail(miss, options.strict, "This region is left to Inductor.", error)
+        return miss
+
+
+def _plan(imported: Any, options: Options) -> Planned:
+    program: Program = imported.program
+    tensors = [n.meta["example_value"] for n in imported.inputs]
+    if missing := unbound(program):
+        raise Refused(Miss("UNBOUND_SIZE", imported.where, ", ".join(sorted(missing))))
+    wrt = wanted_gradients(imported, tensors)
+    target = target_for(tensors, options)
+    key = key_of(program, wrt, target.name, options)
+    executable = ops.find(key)
+    if executable is None:
+        hints = dict(program.hints)
+        plan = compile_program(program, Context(hints=hints, wrt=wrt, slab=options.slab,
+                                                shared_sweep=target.capabilities.shared))
+
+        def build(region: Region) -> Any:
+            return compile_region(region, target, hints, options)
+        executable = Executable(program.inputs, plan, build, wrt=wrt, where=imported.where, strict=options.strict)
+    needs = tuple(b.name in executable.wrt for b in executable.inputs)
+    for part in (executable.training(needs), executable.streamed(needs)) if wrt else (executable.inference(),):
+        miss = executable.prepare(part)
+        if miss is not None:
+            raise Refused(miss)
+    return Planned(imported, ops.register(key, executable), key, target.name)
+
+
+def wanted_gradients(imported: Any, tensors: list[Tensor]) -> tuple[str, ...]:
+    """The inputs that need a gradient, or none of them if no exit does (no_grad)."""
+    if not any(n.meta["example_value"].requires_grad for n in imported.exits):
+        return ()
+    return tuple(b.name for b, t in zip(imported.program.inputs, tensors, strict=True) if t.requires_grad)
+
+
+def target_for(tensors: list[Tensor], options: Options) -> Target:
+    """The target the user named, else the one for the device of the tensors (scalars may live on the CPU anyway)."""
+    devices = {t.device.type for t in tensors if t.dim()} or {tensors[0].device.type}
+    if len(devices) > 1:
+        raise Refused(Miss("TARGET_LACKS", None, f"the operands live on {' and '.join(sorted(devices))}"))
+    name = ("cpu" if devices == {"cpu"} else "triton") if options.target == "auto" else options.target
+    if name == "cpu":
+        from fuse.codegen.cpu import target
+    else:
+        from fuse.codegen.triton import target
+    return target
+
+
+def key_of(program: Program, wrt: tuple[str, ...], target: str, options: Options) -> str:
+    """Equal in every process that imports an equal program under equal options; sizes seen while compiling count, since
+    they choose schedules."""
+    parts = (print_program(program), repr(sorted(wrt)), repr(sorted(program.hints)), target, options.digest)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def bytes_virtual(imported: Any) -> int:
+    """Bytes of the values that are not stored, as the user's graph would have stored them."""
+    hints = dict(imported.program.hints)
+    return sum(a.type.numel.evaluate(hints) * getattr(torch, a.dtype).itemsize for a in imported.program.anchors)
+
+
+def flops(program: Program, hints: dict[str, int]) -> int:
+    """Two for every product that a dot of the regions' bodies adds up."""
+    from fuse.ir.expr import topological
+
+    total = 0
+    for region in program.regions:
+        dots = {e.args[0] for e in topological(region.bodies) if e.op == "sum" and e.args[0].op == "mul"}
+        dots |= {c.body for c in region.carries if c.body.op == "mul" and set(c.axes) - set(region.grid)}
+        total += sum(2 * e.type.numel.evaluate(hints) for e in dots if e.dtype in FLOATS)
+    return total
