@@ -126,14 +126,17 @@ INLINE int32_t near_(int64_t x) {      // a position relative to the tile, kept 
 }
 
 // ---- lanes -------------------------------------------------------------------------------------------------------
-// f(position, lane) for position = first .. last - 1; the body is vectorised over the lanes.
-template <class F> INLINE void strips(int first, int last, F&& f) {
-  int c = first;
-  for (; c + LANES <= last; c += LANES) {
+// f(position, lane) for position = 0 .. n - 1; the body is vectorised over the lanes.
+template <class F> INLINE void strips(int n, F&& f) {
+  int c = 0;
+  for (; c + LANES <= n; c += LANES) {
 #pragma omp simd
     for (int k = 0; k < LANES; ++k) f(c + k, k);
   }
-  for (int k = 0; c + k < last; ++k) f(c + k, k);
+  for (int k = 0; c + k < n; ++k) f(c + k, k);
+}
+template <class A, class T> INLINE void flush(A* total, T* lane) {
+  for (int k = 0; k < LANES; ++k) { total[k] += A(lane[k]); lane[k] = T(0); }
 }
 template <class T> INLINE void fill(T* lane, T x) { for (int k = 0; k < LANES; ++k) lane[k] = x; }
 template <class A, class T> INLINE A sum_of(const T* lane) {
@@ -151,7 +154,7 @@ template <class T> INLINE T max_of(const T* lane) {      // nan wins
   for (int k = 1; k < LANES; ++k) m = max_(m, lane[k]);
   return m;
 }
-template <class T> INLINE bool beats(T x, T best) { return x > best || (x != x && best == best); }
+template <class T> INLINE bool beats(T x, T best) { return (x > best) | ((x != x) & (best == best)); }
 template <class T> INLINE void take_first(const T* lane, const int* where, int64_t first, T& best, int64_t& at) {
   int w = 0;
   for (int k = 1; k < LANES; ++k) {
@@ -160,10 +163,9 @@ template <class T> INLINE void take_first(const T* lane, const int* where, int64
   }
   if (beats(lane[w], best)) { best = lane[w]; at = first + where[w]; }
 }
-// exp(k (old - new)), 0 where nothing has been seen: the factor that moves a sum from one maximum to the next.
-template <class T> INLINE T rescale(T old, T now, T k) { return old == T(-INF) ? T(0) : exp_(k * (old - now)); }
+// A maximum that is still -inf counts as 0, so that exp(-inf - m) is 0 and nothing is rescaled.
 template <class T> INLINE T origin(T m) { return m == T(-INF) ? T(0) : m; }
-template <class T> INLINE T drop(T old, T now) { return old == T(-INF) ? T(0) : old - now; }
+template <class T> INLINE T drop(T old, T now) { return old == T(-INF) ? T(0) : old - origin(now); }
 
 // ---- strided walks -----------------------------------------------------------------------------------------------
 // Element offsets along one flattened dim of a tile: base + (table ? table[i] : i * stride).
@@ -187,6 +189,9 @@ inline Walk walk(int64_t first, int64_t n, int axes, const int64_t* extent, cons
   }
   return {0, 0, table};
 }
+INLINE Walk from(const Walk& w, int64_t i) {
+  return w.table ? Walk{w.base, 0, w.table + i} : Walk{w.base + i * w.stride, w.stride, nullptr};
+}
 INLINE int64_t digit(int64_t flat, int64_t later, int64_t extent) { return flat / later % extent; }
 
 // n elements as a contiguous line: the memory itself if it is one, else a copy.
@@ -194,6 +199,17 @@ template <class T> INLINE const T* line(const T* p, const Walk& w, int n, T* cop
   if (!w.table && (w.stride == 1 || n == 1)) return p + w.base;
   for (int i = 0; i < n; ++i) copy[i] = p[w(i)];
   return copy;
+}
+
+// The other way: n values to strided memory, converted to its type.
+template <class T, class S> INLINE void put(T* p, const Walk& w, int n, const S* from) {
+  if (!w.table && w.stride == 1) {
+    T* to = p + w.base;
+#pragma omp simd
+    for (int i = 0; i < n; ++i) to[i] = T(from[i]);
+  } else {
+    for (int i = 0; i < n; ++i) p[w(i)] = T(from[i]);
+  }
 }
 
 // ---- matrices ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""The GPU target: Triton source for NVIDIA and AMD.
+
+A region becomes one or more pieces (`pieces`), each one kernel whose text `kernel` assembles from values (`emit`) and
+carries (`carry`); `launch` runs them. Triton is imported when a kernel is built, not before.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fuse.codegen import Capabilities, Kernel, Schedule
+try:
+    from fuse.codegen.lower import refusal
+except ImportError:
+    refusal = lambda r, c: None
+from fuse.codegen.triton.kernel import Sweep, stages_of, sweep
+from fuse.codegen.triton.launch import Bound, Machine, run_slab, run_sweep
+from fuse.codegen.triton.module import directory, load
+from fuse.codegen.triton.pieces import Piece, pieces
+from fuse.codegen.triton.schedule import candidates
+from fuse.codegen.triton.spell import DTYPES, HEADER, SPELLED_BY_TYPE, SPELLINGS, helpers_of
+from fuse.ir.program import Kind, Region
+from fuse.reasons import Miss, Refused
+
+
+def text_of(region: Region, schedule: Schedule) -> tuple[str, list[tuple[Piece, Sweep]]]:
+    """The module's source and, per piece, the kernel in it."""
+    kernels = [(p, sweep(f"sweep{k}", p.program, schedule, stages_of(p.program) if p.slab else ()))
+               for k, p in enumerate(pieces(region, schedule.kind))]
+    body = "".join(kernel.text for _, kernel in kernels)
+    return HEADER + helpers_of(body) + body, kernels
+
+
+@dataclass(frozen=True)
+class Triton:
+    """`machine` overrides what is found at run time, to look at another device's schedules and source."""
+
+    machine: Machine | None = None
+    name: str = "triton"
+    capabilities: Capabilities = Capabilities(
+        ops=frozenset(SPELLINGS) | SPELLED_BY_TYPE, dtypes=frozenset(DTYPES), compute=frozenset({"float32"}),
+        kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE)), shared=True, levels=8)
+
+    def refuses(self, region: Region) -> Miss | None:
+        machine = self.machine or machine_here()
+        return machine if isinstance(machine, Miss) else refusal(region, self.capabilities)
+
+    def schedules(self, region: Region, hints: Mapping[str, int], options: Any = None) -> Sequence[Schedule]:
+        machine = self.machine or machine_here()
+        return () if isinstance(machine, Miss) else candidates(region, hints, machine.arch, options)
+
+    def source(self, region: Region, schedule: Schedule) -> str:
+        return text_of(region, schedule)[0]
+
+    def build(self, region: Region, schedule: Schedule, source: str) -> Kernel:
+        """Refused(BUILD_FAILED) if Triton does not accept the module. It compiles each kernel at its first launch."""
+        machine = self.machine or machine_here()
+        if isinstance(machine, Miss):
+            raise Refused(machine)
+        _, kernels = text_of(region, schedule)
+        try:
+            module = load(source, directory())
+        except Exception as error:
+            raise Refused(Miss("BUILD_FAILED", None, f"{type(error).__name__}: {error}")) from error
+        return Chain(region, schedule, machine, [(p, k, getattr(module, k.name)) for p, k in kernels])
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The built kernels of a region, run one after the other: what one stores the next may read."""
+
+    region: Region
+    schedule: Schedule
+    machine: Machine
+    kernels: list[tuple[Piece, Sweep, Any]]
+
+    def __call__(self, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        found = dict(env)
+        for piece, kernel, function in self.kernels:
+            bound = Bound(piece, kernel, self.schedule, self.machine, found, sizes)
+            found.update((run_slab if piece.slab else run_sweep)(bound, function))
+        return {name: found[name].to(dtype) for name, dtype in self.dtypes()}
+
+    def dtypes(self) -> list[tuple[str, torch.dtype]]:
+        """Element type of every store; a carry that a later level reads was kept wide until here."""
+        storage = {c.name: c.storage for c in self.region.carries if c.storage and c.kind is not Kind.LSE}
+        emitted = {e.name: e.value.dtype for e in self.region.emits}
+        bodies = {c.name: "int64" if c.kind is Kind.ARGMAX else c.body.dtype for c in self.region.carries}
+        lse = {s: c.body.dtype for c in self.region.carries if c.kind is Kind.LSE for s in c.stores}
+        return [(n, getattr(torch, (storage | emitted).get(n) or lse.get(n) or bodies[n])) for n in self.region.stores]
+
+
+def machine_here() -> Machine | Miss:
+    """The device kernels would run on, or why there is none."""
+    try:
+        from triton import knobs
+    except ImportError:
+        return Miss("TARGET_LACKS", None, "the package triton is not installed")
+    if knobs.runtime.interpret:
+        return Machine("sm90", 4, interpreted=True)
+    if not torch.cuda.is_available():
+        return Miss("TARGET_LACKS", None, "no CUDA or ROCm device (TRITON_INTERPRET=1 runs kernels without one)")
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    arch = properties.gcnArchName.partition(":")[0] if torch.version.hip else f"sm{properties.major}{properties.minor}"
+    return Machine(arch, properties.multi_processor_count)
+
+
+TARGET = Triton()

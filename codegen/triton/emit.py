@@ -241,10 +241,12 @@ class Tiles:
             return text
         if s.op == "pow" and (text := self.constant_power(s, order)):
             return text
+        if s.op == "div" and set(s.args[1].dims) < set(order) and not self.is_const(s.args[1]):
+            return f"{self.operand(s.args[0], order)} * {self.reciprocal(s.args[1], order)}"
         spelling = SPELLINGS[s.op]
         if s.op in INTEGER_EXTREMA and s.out.dtype != "float32":
             spelling = spelling.partition(", propagate_nan")[0] + ")"
-        literals = all(isinstance(self.program.defines[a.id], Const) for a in s.args)
+        literals = all(map(self.is_const, s.args))
         args = [self.boxed(a, order) if literals else self.operand(a, order) for a in s.args]
         return spelling.format(*args)
 
@@ -255,8 +257,24 @@ class Tiles:
     def boxed(self, value: Value, order: Order) -> str:
         """As `operand`; a literal becomes a tensor."""
         text = self.operand(value, order)
-        is_literal = isinstance(self.program.defines[value.id], Const)
-        return f"tl.full([], {text}, {DTYPES[value.dtype]})" if is_literal else text
+        return f"tl.full([], {text}, {DTYPES[value.dtype]})" if self.is_const(value) else text
+
+    def is_const(self, value: Value) -> bool:
+        return isinstance(self.program.defines[value.id], Const)
+
+    def reciprocal(self, x: Value, order: Order) -> str:
+        """1 / x, computed where x is: one division per row or column instead of one per element of the tile."""
+        return self.once(x, order, "reciprocal", "1.0 / {}")
+
+    def once(self, x: Value, order: Order, label: str, form: str) -> str:
+        """`form` of x as a value of its own, shared by all who ask under the same label, broadcast in `order`."""
+        block, inner = self.home(x.dims), within(x.dims, order)
+        key = (label, x.id, inner, tuple(self.range(d).var for d in inner))
+        if key not in block.memo:
+            text, name = self.boxed(x, inner), self.name()
+            block.add(f"{name} = {form.format(text)}")
+            block.memo[key] = name
+        return fit(block.memo[key], inner, order)
 
     def compared(self, s: Point, order: Order) -> str | None:
         """position < x: x is clamped to [-1, extent], which changes no answer, and compared in the index type.
@@ -272,19 +290,10 @@ class Tiles:
             if isinstance(x, Position):
                 text = fit(*self.position(x.axis), order)
             else:
-                text = fit(self.clamped(other, p.axis, order), within(other.dims, order), order)
+                n = self.arguments(f"n{p.axis[1:]}", "extent", p.axis)
+                text = self.once(other, order, f"clamped {p.axis}", f"tl.minimum(tl.maximum({{}}, -1), {n}).to(INDEX)")
             return SPELLINGS[s.op].format(*((where, text) if k == 0 else (text, where)))
         return None
-
-    def clamped(self, x: Value, axis: str, order: Order) -> str:
-        block, inner = self.home(x.dims), within(x.dims, order)
-        key = ("clamped", x.id, axis, inner, tuple(self.range(d).var for d in inner))
-        if key not in block.memo:
-            text, name = self.boxed(x, inner), self.name()
-            n = self.arguments(f"n{axis[1:]}", "extent", axis)
-            block.add(f"{name} = tl.minimum(tl.maximum({text}, -1), {n}).to(INDEX)")
-            block.memo[key] = name
-        return block.memo[key]
 
     def constant_power(self, s: Point, order: Order) -> str | None:
         exponent = self.program.defines[s.args[1].id]

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from fuse.codegen.lower import lower
 from fuse.codegen.roles import refuse
 from fuse.codegen.tile import Affine, Load, TileProgram, Update
-from fuse.ir.expr import Axis, Buffer, Expr, rewrite, make
+from fuse.ir.expr import Axis, Buffer, Expr, make, rewrite, topological
 from fuse.ir.program import Carry, Emit, Kind, Region
+from fuse.reasons import Refused
 
 RECOMPUTE, COLUMN_SLAB = "recompute", "column slab"
 
@@ -34,7 +35,7 @@ def pieces(region: Region, kind: str) -> tuple[Piece, ...]:
     for level in range(region.sweeps):
         carries, emits = one_level(region, level)
         grid = set(region.grid)
-        slab = [c for c in carries if kind == COLUMN_SLAB and on_slab(c, grid)]
+        slab = [c for c in carries if kind == COLUMN_SLAB and on_slab(region, c)]
         rest = [c for c in carries if c not in slab]
         own = [c for c in rest if not set(c.over) & grid]
         if own or emits:
@@ -46,11 +47,18 @@ def pieces(region: Region, kind: str) -> tuple[Piece, ...]:
     return tuple(out)
 
 
-def on_slab(carry: Carry, grid: set[Axis]) -> bool:
-    """A plain sum that is a matrix product, or that accumulates over the grid."""
-    plain = carry.kind is Kind.SUM and carry.relative_to is None and carry.body.dtype == "float32"
-    width = set(carry.axes) - grid
-    return plain and bool(width if not set(carry.over) & grid else True)
+def on_slab(region: Region, carry: Carry) -> bool:
+    """A plain sum that is a matrix product with a stored factor, or that accumulates row vectors over the grid."""
+    grid = set(region.grid)
+    if carry.kind is not Kind.SUM or carry.relative_to is not None or carry.body.dtype != "float32":
+        return False
+    if not set(carry.over) & grid and not set(carry.axes) - grid:
+        return False
+    try:
+        piece(region, [carry], (), region.streams, region.grid, slab=True)
+    except Refused:
+        return False
+    return True
 
 
 def piece(region: Region, carries: Iterable[Carry], emits: Iterable[Emit], streams: tuple[Axis, ...],
@@ -116,5 +124,4 @@ def one_level(region: Region, level: int) -> tuple[list[Carry], list[Emit]]:
 
 def read_later(region: Region) -> set[str]:
     """Carries whose finals some level reads: stored unrounded until the region is done."""
-    from fuse.ir.expr import topological
     return {e["name"] for e in topological(region.bodies) if e.op == "carry"}

@@ -173,7 +173,7 @@ def extremum(compare: str, first: bool) -> VJP:
 
 def power_base(node: Expr, g: Expr) -> Expr:
     base, exponent = node.args
-    return g * exponent * make("pow", base, exponent - const(1, exponent.dtype))
+    return g * conj(exponent * make("pow", base, exponent - const(1, exponent.dtype)))
 
 
 def unary(type_rule: TypeRule, meaning: Callable[..., Any], vjp: VJP | None = None, sympy: Any = None) -> Op:
@@ -207,16 +207,16 @@ POINTWISE = {
     "neg": unary(same, torch.neg, lambda n, g: -g, lambda sp, a: -a),
     "exp": unary(floating, torch.exp, lambda n, g: g * conj(n), lambda sp, a: sp.exp(a)),
     "log": unary(floating, torch.log, lambda n, g: g / conj(n.args[0]), lambda sp, a: sp.log(a)),
-    "log1p": unary(floating, torch.log1p, lambda n, g: g / (n.args[0] + 1), lambda sp, a: sp.log(1 + a)),
-    "expm1": unary(floating, torch.expm1, lambda n, g: g * (n + 1), lambda sp, a: sp.exp(a) - 1),
-    "tanh": unary(floating, torch.tanh, lambda n, g: g * (1 - n * n), lambda sp, a: sp.tanh(a)),
-    "sigmoid": unary(floating, torch.sigmoid, lambda n, g: g * (n * (1 - n)), lambda sp, a: 1 / (1 + sp.exp(-a))),
-    "sqrt": unary(floating, torch.sqrt, lambda n, g: g / (n * 2), lambda sp, a: sp.sqrt(a)),
-    "rsqrt": unary(floating, torch.rsqrt, lambda n, g: g * n * n * n * -0.5, lambda sp, a: 1 / sp.sqrt(a)),
-    "abs": unary(same, torch.abs, lambda n, g: g * make("sign", n.args[0]), lambda sp, a: sp.Abs(a)),
+    "log1p": unary(floating, torch.log1p, lambda n, g: g / conj(n.args[0] + 1), lambda sp, a: sp.log(1 + a)),
+    "expm1": unary(floating, torch.expm1, lambda n, g: g * conj(n + 1), lambda sp, a: sp.exp(a) - 1),
+    "tanh": unary(floating, torch.tanh, lambda n, g: g * conj(1 - n * n), lambda sp, a: sp.tanh(a)),
+    "sigmoid": unary(floating, torch.sigmoid, lambda n, g: g * conj(n * (1 - n)), lambda sp, a: 1 / (1 + sp.exp(-a))),
+    "sqrt": unary(floating, torch.sqrt, lambda n, g: g / conj(n * 2), lambda sp, a: sp.sqrt(a)),
+    "rsqrt": unary(floating, torch.rsqrt, lambda n, g: g * conj(n * n * n) * -0.5, lambda sp, a: 1 / sp.sqrt(a)),
+    "abs": unary(part(real_of), torch.abs, lambda n, g: cast(g, n.args[0].dtype) * make("sign", n.args[0]), lambda sp, a: sp.Abs(a)),
     "sign": unary(same, torch.sgn, None, lambda sp, a: sp.sign(a)),
-    "sin": unary(floating, torch.sin, lambda n, g: g * make("cos", n.args[0]), lambda sp, a: sp.sin(a)),
-    "cos": unary(floating, torch.cos, lambda n, g: -(g * make("sin", n.args[0])), lambda sp, a: sp.cos(a)),
+    "sin": unary(floating, torch.sin, lambda n, g: g * conj(make("cos", n.args[0])), lambda sp, a: sp.sin(a)),
+    "cos": unary(floating, torch.cos, lambda n, g: -(g * conj(make("sin", n.args[0]))), lambda sp, a: sp.cos(a)),
     "erf": unary(floating, torch.erf, lambda n, g: g * (make("exp", -(n.args[0] * n.args[0])) * TWO_OVER_SQRT_PI),
                  lambda sp, a: sp.erf(a)),
     "floor": unary(floating, torch.floor, None, lambda sp, a: sp.floor(a)),
@@ -237,7 +237,7 @@ POINTWISE = {
                   lambda sp, a, b: a * b),
     "div": binary(floating, torch.div, (lambda n, g: g / conj(n.args[1]), lambda n, g: -(g * conj(n) / conj(n.args[1]))),
                   lambda sp, a, b: a / b),
-    "pow": binary(floating, torch.pow, (power_base, lambda n, g: g * n * make("log", n.args[0])), lambda sp, a, b: a ** b),
+    "pow": binary(floating, torch.pow, (power_base, lambda n, g: g * conj(n * make("log", n.args[0]))), lambda sp, a, b: a ** b),
     "maximum": binary(same, torch.maximum, (extremum("lt", True), extremum("lt", False)), lambda sp, a, b: sp.Max(a, b)),
     "minimum": binary(same, torch.minimum, (extremum("lt", False), extremum("lt", True)), lambda sp, a, b: sp.Min(a, b)),
     "floordiv": binary(integer_, lambda a, b: torch.div(a, b, rounding_mode="floor")),

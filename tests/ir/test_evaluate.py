@@ -111,8 +111,10 @@ def test_other_ops(op: str):
 
 DERIVATIVES: dict[str, list[Expr]] = {
     **{op: [make(op, P)] for op in UNARY}, **{op: [make(op, P, Q), make(op, Q, P)] for op in BINARY},
-    **{op: [make(op, CX)] for op in ("neg", "exp", "log", "conj", "real", "imag")},
+    **{op: [make(op, CX)] for op in (
+        "neg", "exp", "log", "log1p", "expm1", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos", "conj", "real", "imag")},
     **{op: [make(op, CX, CY), make(op, X, Y)] for op in ("add", "sub", "mul", "div")},
+    "pow": [make("pow", P, Q), make("pow", CX, CY)],
     "complex": [make("complex", X, Y)],
     "cast": [cast(X, "complex128"), cast(make("real", CX), "complex128")],
     "where": [where(B, X, Y), where(C, Y, X), where(B, CX, CY)],
@@ -126,7 +128,7 @@ DERIVATIVES: dict[str, list[Expr]] = {
     "scan": [make("scan", a, b, axis=t, reverse=r) for r in (False, True) for a, b in ((X, Z), (X, Z * Y), (CX, CX * CY))],
     "shift": [make("shift", x, axis=t, by=by) for x in (X, CX) for by in (1, -1, 2, -7)],
     "pick": [make("pick", X, J, axis=t), make("pick", X, J - 2, axis=d), make("pick", CX, J, axis=d)],
-    "abs": [make("abs", X)],
+    "abs": [make("abs", X), make("abs", CX)],
     "stop": [make("stop", X) * X],
 }
 

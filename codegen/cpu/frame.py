@@ -1,0 +1,49 @@
+"""C++ text as nested frames: a frame is a block being written, and knows which values have a name in it.
+
+While an inner frame is open, a line added to an outer one lands before it: that is how a value is computed in the
+outermost loop where everything it needs is known.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Frame:
+    """`bound`: dim -> the C++ index that runs over it here; `names`: value id -> C++ name; `things`: other cached names."""
+
+    header: str
+    parent: Frame | None = None
+    bound: dict[str, str] = field(default_factory=dict)
+    footer: str = "}"
+    lines: list[str] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    things: dict = field(default_factory=dict)
+
+    def open(self, header: str, bound: dict[str, str] | None = None, footer: str = "}") -> Frame:
+        return Frame(header, self, {**self.bound, **(bound or {})}, footer)
+
+    def add(self, *lines: str) -> None:
+        self.lines += lines
+
+    def close(self) -> Frame:
+        """Writes the block into the parent, which is returned."""
+        assert self.parent is not None
+        self.parent.lines += [*self.header.splitlines(), *("  " + line if line and not line.startswith("#") else line for line in self.lines),
+                              self.footer]
+        return self.parent
+
+    @property
+    def chain(self) -> list[Frame]:
+        """From the outermost frame to this one."""
+        out, frame = [], self
+        while frame is not None:
+            out.append(frame)
+            frame = frame.parent
+        return out[::-1]
+
+    def name(self, value: int) -> str | None:
+        return next((f.names[value] for f in reversed(self.chain) if value in f.names), None)
+
+    def thing(self, key: object) -> object | None:
+        return next((f.things[key] for f in reversed(self.chain) if key in f.things), None)
