@@ -162,18 +162,16 @@ def _make(file: Path, name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
 
 def _load(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"inspected_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UsageError(f"{str(file)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module    # dataclasses and pickling look there
-    sys.path.insert(0, str(file.resolve().parent))
+    sys.modules[spec.name] = module    # dataclasses and pickling look there
+    sys.path.insert(0, str(file.resolve().parent))    # as if it were run
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ProgramFailed(f"{file} raised {type(error).__name__} while it was loaded") from error
-    finally:
-        sys.path.remove(str(file.resolve().parent))
     return module
 
 

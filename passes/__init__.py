@@ -15,6 +15,7 @@ from fuse.passes.hoist import hoist, orient, regroup
 from fuse.passes.lower import Lowering
 from fuse.passes.merge import Group, merge
 from fuse.passes.plan import Plan, cut, restrict
+from fuse.passes.reassociate import reassociate
 from fuse.passes.recognise import recognise
 from fuse.passes.regions import expand_picks, frontier, split_sums
 from fuse.passes.simplify import drop_marks, simplify
@@ -66,6 +67,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("differentiate", lambda p, c: differentiate(p, c.wrt)),
     # Again: only now do gradients and forward share their statistics.
     ("share", lambda p, _: _on_values(p, lambda roots: drop_marks(simplify(roots)))),
+    ("reassociate", lambda p, _: _on_values(p, reassociate)),
     ("virtualize", lambda p, c: virtualize(p, c.hints)),
     ("regions", _regions),
     ("canonical", lambda p, _: orient(regroup(p))),

@@ -19,6 +19,7 @@ class Frame:
     lines: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     things: dict = field(default_factory=dict)
+    after: list[str] = field(default_factory=list)     # lines that follow the block
 
     def open(self, header: str, bound: dict[str, str] | None = None, footer: str = "}") -> Frame:
         return Frame(header, self, {**self.bound, **(bound or {})}, footer)
@@ -30,7 +31,7 @@ class Frame:
         """Writes the block into the parent, which is returned."""
         assert self.parent is not None
         self.parent.lines += [*self.header.splitlines(), *("  " + line if line and not line.startswith("#") else line for line in self.lines),
-                              self.footer]
+                              self.footer, *self.after]
         return self.parent
 
     @property

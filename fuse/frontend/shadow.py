@@ -148,6 +148,10 @@ class Shadow:
                          grad=new.grad)
         return self._opaque(node, tensor, "MUTATION")
 
+    def mutated_between(self, node: fx.Node, first: int, last: int) -> bool:
+        """Does something change the node's memory at a position after `first` and up to `last`?"""
+        return any(first < p <= last and _shares(example(node), example(t)) for p, _, t in self.mutations)
+
     def _value(self, node: fx.Node) -> Any:
         tensor = example(node)
         if node.op in ("placeholder", "get_attr"):

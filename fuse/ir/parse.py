@@ -96,6 +96,8 @@ class Line:
         """A size polynomial: tokens up to a delimiter."""
         text = ""
         while self.kind() != "end" and self.peek() not in (",", "]"):
+            if text[-1:].isalnum() and self.peek()[0].isalnum():
+                self.fail(f"unexpected {self.peek()!r}")
             text += self.take()
         return self.polynomial(text)
 
@@ -376,7 +378,7 @@ class Parser:
         if line.accept("&"):
             name = line.name()
             return self.buffers[name] if name in self.buffers else line.fail(f"unknown buffer {name}")
-        if line.accept("j"):
+        if line.accept("complex"):
             line.expect("(")
             return complex(*line.list(line.number_, ")"))
         return line.take() == "true" if line.peek() in ("true", "false") else self.axis(line)

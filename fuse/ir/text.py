@@ -33,7 +33,7 @@ from fuse.ir.size import Size
 NAME = re.compile(r"[A-Za-z_][\w.$]*\Z")
 INFIX = {"or": ("|", 1), "and": ("&", 2), "eq": ("==", 3), "ne": ("!=", 3), "lt": ("<", 3), "le": ("<=", 3),
          "add": ("+", 4), "sub": ("-", 4), "mul": ("*", 5), "div": ("/", 5)}
-WORDS = ("inf", "nan", "true", "false", "j")
+WORDS = ("inf", "nan", "true", "false", "complex")
 LONGEST = 100
 
 
@@ -58,7 +58,7 @@ def attribute(value: Any) -> str:
     if isinstance(value, Buffer):
         return "&" + name(value.name)
     if isinstance(value, complex):
-        return f"j({value.real!r}, {value.imag!r})"
+        return f"complex({value.real!r}, {value.imag!r})"
     return json.dumps(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
@@ -132,7 +132,7 @@ def print_expr(expr: Expr) -> str:
 def _shared(roots: Iterable[Expr]) -> list[Expr]:
     """What is worth a name: used at least twice, and not just a constant, a position or a plain read."""
     roots = list(roots)
-    uses = Counter(a for e in topological(roots) for a in set(e.args)) + Counter(roots)
+    uses = Counter(a for e in topological(roots) for a in e.args) + Counter(roots)
     small = ("const", "iota", "size", "carry")
     return [e for e, n in uses.items() if n > 1 and e.op not in small
             and not (e.op in ("read", "cast") and all(f.op in ("iota", "const", "size", "read") for f in topological([e])[:-1]))]

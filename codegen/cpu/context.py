@@ -1,0 +1,153 @@
+"""What the parts of the CPU emitter share: the program, the frames being written, the workspace, names of extents."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fuse.codegen.cpu.frame import Frame
+from fuse.codegen.cpu.spell import CTYPE, EXPENSIVE
+from fuse.codegen.tile import Affine, Dot, Final, Load, Point, Reduce, Staged, TileProgram, Value, operands
+
+INDEX = {"row": "r", "col": "j"}
+
+
+@dataclass(frozen=True)
+class Array:
+    """Memory with dimensions `layout`, row-major. `strides` and `start` are C++ expressions.
+
+    `start` is the element offset of the tile's first position (a slab or a whole-grid state starts at the tile).
+    """
+
+    name: str
+    ctype: str
+    layout: tuple[str, ...]
+    strides: tuple[str, ...]
+    start: str = ""
+
+    def stride(self, dim: str) -> str:
+        return self.strides[self.layout.index(dim)] if dim in self.layout else "0"
+
+    def offset(self, index: dict[str, str]) -> str:
+        """Element offset at `index`; dims that `index` lacks are at 0."""
+        parts = [self.start] if self.start else []
+        for dim, stride in zip(self.layout, self.strides, strict=True):
+            if dim in index:
+                parts.append(index[dim] if stride == "1" else f"{index[dim]} * {stride}")
+        return " + ".join(parts) or "0"
+
+    def at(self, index: dict[str, str]) -> str:
+        return f"{self.name}[{self.offset(index)}]"
+
+
+@dataclass
+class Work:
+    """Workspace pieces in order: (name, C++ type, number of elements)."""
+
+    pieces: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def take(self, name: str, ctype: str, count: str) -> str:
+        if all(p[0] != name for p in self.pieces):
+            self.pieces.append((name, ctype, count))
+        return name
+
+
+class Context:
+    """`task`: workspace of each outer thread; `shared`: of the whole launch. Frames are None while not open."""
+
+    def __init__(self, program: TileProgram):
+        self.program = program
+        self.task, self.shared = Work(), Work()
+        self.top = Frame("")
+        self.batch: Frame | None = None
+        self.row: Frame | None = None
+        self.level: Frame | None = None
+        self.col: Frame | None = None
+        self._final: dict[int, bool] = {}
+        self._cost: dict[int, bool] = {}
+
+    # ---- names ------------------------------------------------------------------------------------------------------
+
+    def ctype(self, value: Value) -> str:
+        return CTYPE[value.dtype]
+
+    def count(self, dim: str) -> str:
+        """How many positions of `dim` this tile has."""
+        return {"row": "nr", "col": "nc"}.get(dim) or f"n{dim[1:]}"
+
+    def capacity(self, dim: str) -> str:
+        return {"row": "R", "col": "C"}.get(dim) or f"n{dim[1:]}"
+
+    def extent(self, name: str) -> str:
+        return f"n{name[1:]}"
+
+    def row_major(self, name: str, ctype: str, layout: tuple[str, ...], sizes: dict[str, str] | None = None,
+                  start: str = "") -> tuple[Array, str]:
+        """An array of the tile's capacities (or `sizes`), and its number of elements."""
+        sizes = {d: self.capacity(d) for d in layout} | (sizes or {})
+        strides = [" * ".join(sizes[d] for d in layout[k + 1:]) or "1" for k in range(len(layout))]
+        strides = [f"({s})" if " " in s else s for s in strides]
+        return Array(name, ctype, layout, tuple(strides), start), " * ".join(sizes[d] for d in layout) or "1"
+
+    # ---- where values live ------------------------------------------------------------------------------------------
+
+    def final(self, value: Value) -> bool:
+        """Whether the value depends on a finished state, so that it belongs to a level."""
+        return self._below(value, self._final, lambda s: isinstance(s, Final))
+
+    def expensive(self, value: Value) -> bool:
+        """Whether the chain from stored values to this one is worth storing rather than repeating."""
+        found = self._cost.get(value.id)
+        if found is None:
+            statement = self.program.defines[value.id]
+            match statement:
+                case Point():
+                    found = statement.op in EXPENSIVE or any(self.expensive(a) for a in statement.args)
+                case Load():
+                    found = bool(operands(statement)) and bool(value.dims)
+                case _:
+                    found = False
+            self._cost[value.id] = found
+        return found
+
+    def _below(self, value: Value, memo: dict[int, bool], test) -> bool:
+        todo, seen = [value], set()
+        while todo:
+            v = todo.pop()
+            if v.id in memo:
+                if memo[v.id]:
+                    return True
+                continue
+            seen.add(v.id)
+            statement = self.program.defines[v.id]
+            if test(statement):
+                memo[value.id] = True
+                return True
+            todo += [a for a in operands(statement) if a.id not in seen]
+        memo[value.id] = False
+        return False
+
+    def home(self, value: Value) -> Frame:
+        """The frame in which a stored copy of the value lives."""
+        if "col" in value.dims:
+            frame = self.col
+        elif self.final(value):
+            frame = self.level
+        else:
+            frame = self.row if "row" in value.dims else self.batch
+        assert frame is not None
+        return frame
+
+    def array(self, value: Value, frame: Frame) -> Array | None:
+        found = frame.thing(("array", value.id))
+        assert found is None or isinstance(found, Array)
+        return found
+
+    def is_stored(self, value: Value) -> bool:
+        """Dots and inner reductions always have an array."""
+        return isinstance(self.program.defines[value.id], (Dot, Reduce, Staged))
+
+    def joint(self, load: Load) -> list[Value]:
+        """Computed indices that vary along more than the rows or the columns: added element by element."""
+        return [i for i in load.index if isinstance(i, Value) and i.dims not in ((), ("row",), ("col",))]
+
+    def affine_axes(self, load: Load) -> set[str]:
+        return {axis for i in load.index if isinstance(i, Affine) for axis, _ in i.terms}

@@ -1,0 +1,138 @@
+"""Loop nests over one tile: maps (store what is computed) and the loops that folds are made of."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fuse.codegen.cpu.context import INDEX, Array, Context
+from fuse.codegen.cpu.frame import Frame
+from fuse.codegen.cpu.spell import CTYPE
+from fuse.codegen.cpu.values import Strip, Values, times
+from fuse.codegen.tile import Store, Value
+
+Sink = Callable[[Frame], None]
+
+
+def index_of(dim: str) -> str:
+    return INDEX.get(dim) or f"f{dim[1:]}"
+
+
+class Nests:
+    def __init__(self, ctx: Context, values: Values):
+        self.ctx, self.values = ctx, values
+        values.materialise = self.materialise
+
+    # ---- loops ------------------------------------------------------------------------------------------------------
+
+    def outer(self, frame: Frame, dims: Sequence[str], parallel: bool = True) -> Frame:
+        """Loops over `dims`; the first one is shared out among the inner threads."""
+        for k, dim in enumerate(dims):
+            i = index_of(dim)
+            pragma = "#pragma omp parallel for num_threads(inner) if (inner > 1)\n" if parallel and k == 0 else ""
+            frame = frame.open(f"{pragma}for (int {i} = 0; {i} < {self.ctx.count(dim)}; ++{i}) {{", {dim: i})
+        return frame
+
+    def close(self, frame: Frame, until: Frame) -> None:
+        while frame is not until:
+            frame = frame.close()
+
+    def chunk(self, frame: Frame, dim: str, step: str = "CHUNK", parallel: bool = False) -> Frame:
+        pragma = "#pragma omp parallel for num_threads(inner) if (inner > 1)\n" if parallel else ""
+        count = self.ctx.count(dim)
+        chunk = frame.open(f"{pragma}for (int c0 = 0; c0 < {count}; c0 += {step}) {{")
+        chunk.add(f"const int n = int({count}) - c0 < {step} ? int({count}) - c0 : {step};")
+        chunk.things["strip"] = Strip(dim, limit=step)
+        return chunk
+
+    def strip(self, chunk: Frame, dim: str) -> Frame:
+        return chunk.open("strips(n, [&](int c, int k) EACH {", {dim: "c"}, footer="});")
+
+    def over(self, frame: Frame, dims: tuple[str, ...], sinks: Sequence[Sink], parallel: bool = True) -> None:
+        """A map: every sink adds its lines at every point of `dims`."""
+        if not dims:
+            for sink in sinks:
+                sink(frame)
+            return
+        loops = self.outer(frame, dims[:-1], parallel)
+        chunk = self.chunk(loops, dims[-1], parallel=parallel and len(dims) == 1 and dims[-1] != "row")
+        strip = self.strip(chunk, dims[-1])
+        for sink in sinks:
+            sink(strip)
+        self.close(strip, frame)
+
+    # ---- maps -------------------------------------------------------------------------------------------------------
+
+    def materialise(self, value: Value, layout: tuple[str, ...] | None = None) -> Array:
+        """Stores a value in an array of its home frame."""
+        home = self.ctx.home(value)
+        array = self.allocate(value, layout or value.dims)
+        self.over(home, array.layout, [self.writer(value, array)])
+        home.things["array", value.id] = array
+        return array
+
+    def allocate(self, value: Value, layout: tuple[str, ...]) -> Array:
+        array, count = self.ctx.row_major(f"t{value.id}", self.ctx.ctype(value), layout)
+        self.ctx.task.take(array.name, array.ctype, count)
+        return array
+
+    def writer(self, value: Value, array: Array) -> Sink:
+        def sink(frame: Frame) -> None:
+            name = self.values.get(value, frame)
+            frame.add(f"{self.target(array, frame)} = {name};")
+        return sink
+
+    def target(self, array: Array, frame: Frame) -> str:
+        """The element of `array` that this point of the nest writes."""
+        strip = frame.thing("strip")
+        if isinstance(strip, Strip) and strip.dim in array.layout and strip.dim in frame.bound:
+            return f"{self.values.pointer(array, frame, mutable=True)}[{strip.index}{times(array.stride(strip.dim))}]"
+        return array.at({d: frame.bound[d] for d in array.layout})
+
+    # ---- outputs ----------------------------------------------------------------------------------------------------
+
+    def output_walk(self, buffer: str, dim: str, frame: Frame) -> str:
+        """Element offsets of an output along a dim of the tile; declared once in the frame that walks it."""
+        name = f"{buffer}_{dim}"
+        if frame.thing(("walk", name)):
+            return name
+        axes, slot = self.ctx.program.dims[dim], self.ctx.program.slot(buffer)
+        home = {"row": self.ctx.row, "col": self.ctx.col}.get(dim, self.ctx.batch)
+        assert home is not None
+        start = {"row": "row0", "col": "col0"}.get(dim, "0")
+        strides = [f"{buffer}_{a}" if a in slot.axes else "0" for a in axes]
+        if len(axes) == 1:
+            home.add(f"const Walk {name} = {{{start} * {strides[0]}, {strides[0]}, nullptr}};")
+        elif not axes:
+            home.add(f"const Walk {name} = {{0, 0, nullptr}};")
+        else:
+            table = self.ctx.task.take(f"{name}_t", "int64_t", self.ctx.capacity(dim))
+            home.add(f"const int64_t {name}_n[] = {{{', '.join(map(self.ctx.extent, axes))}}}, {name}_s[] = {{{', '.join(strides)}}};",
+                     f"const Walk {name} = walk({start}, {self.ctx.count(dim)}, {len(axes)}, {name}_n, {name}_s, {table});")
+        home.things["walk", name] = True
+        return name
+
+    def output_base(self, buffer: str) -> str:
+        slot = self.ctx.program.slot(buffer)
+        return " + ".join([buffer, *(f"{a} * {buffer}_{a}" for a in self.ctx.program.batch if a in slot.axes)])
+
+    def store(self, buffer: str, dims: tuple[str, ...], text: Callable[[Frame], str], ctype: str) -> Sink:
+        """A sink that writes `text` (of type ctype) to an output at every point of `dims`, the last one being the strip."""
+        slot = self.ctx.program.slot(buffer)
+
+        def sink(frame: Frame) -> None:
+            value = text(frame)
+            if not dims:
+                frame.add(f"*({self.output_base(buffer)}) = {CTYPE[slot.dtype]}({value});")
+                return
+            beside, last = frame.parent, dims[-1]
+            assert beside is not None
+            offsets = [f"{self.output_walk(buffer, d, frame)}({beside.bound[d]})" for d in dims[:-1]]
+            walk = self.output_walk(buffer, last, frame)
+            beside.add(f"{ctype} {buffer}_line[CHUNK];")
+            frame.add(f"{buffer}_line[c] = {value};")
+            start = " + ".join([self.output_base(buffer), *offsets])
+            frame.after.append(f"put({start}, from({walk}, c0), n, {buffer}_line);")
+        return sink
+
+    def emit(self, store: Store) -> Sink:
+        return self.store(store.buffer, store.dims, lambda frame: self.values.get(store.value, frame),
+                          self.ctx.ctype(store.value))

@@ -1,0 +1,148 @@
+"""Compiling ahead of time for a device that is not here: registers, spills and shared memory of every kernel.
+
+The launcher runs on meta tensors with recorders in place of kernels, so what is compiled is what would be launched:
+same specialisation (strides of 1, multiples of 16), same constants.
+"""
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fuse.codegen import Schedule
+from fuse.codegen.triton import Chain, text_of
+from fuse.codegen.triton.launch import Machine
+from fuse.codegen.triton.module import directory, load
+from fuse.codegen.triton.spell import HEADER, POINTERS, helpers_of
+from fuse.ir.expr import reads_of
+from fuse.ir.program import Region
+
+SHARED_LIMIT = {"sm80": 163 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "sm120": 99 << 10,
+                "gfx942": 64 << 10}
+UNITS = {"sm80": 108, "sm90": 132, "sm100": 148, "gfx942": 304}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one compiled kernel takes: registers per thread, spilled bytes per thread, shared bytes per program."""
+
+    kernel: str
+    arch: str
+    registers: int
+    spills: int
+    shared: int
+    assembly: Mapping[str, Any] = field(compare=False, repr=False, default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        return self.spills == 0 and self.shared <= SHARED_LIMIT[self.arch]
+
+
+class Recorder:
+    """Stands for a kernel: keeps the arguments of its launches."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[tuple, dict[str, Any]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *args, **options: self.launches.append((args, options))
+
+
+def usage(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: str) -> list[Usage]:
+    """One row per kernel of `region` under `schedule`, at contiguous inputs of the given sizes."""
+    source, kernels = text_of(region, schedule)
+    module = load(source, directory())
+    recorders = [Recorder() for _ in kernels]
+    machine = Machine(arch, UNITS.get(arch, 100))
+    chain = Chain(region, schedule, machine, [(p, k, r) for (p, k), r in zip(kernels, recorders, strict=True)])
+    chain(meta_inputs(region, sizes), sizes)
+    return [compiled(getattr(module, k.name), k.arguments, *r.launches[0], arch)
+            for (_, k), r in zip(kernels, recorders, strict=True)]
+
+
+def meta_inputs(region: Region, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    buffers = {r["buffer"].name: r["buffer"] for r in reads_of(region.bodies)}
+    return {name: torch.empty([s.evaluate(sizes) for s in b.shape], dtype=getattr(torch, b.dtype), device="meta")
+            for name, b in buffers.items()}
+
+
+def compiled(function: Any, names: Mapping[str, tuple], args: tuple, options: dict[str, Any], arch: str) -> Usage:
+    """Compiles `function` as the launcher would specialise it to `args`."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+    for k, (name, value) in enumerate(zip(names, args, strict=True)):
+        signature[name], divisible = type_of(value)
+        if signature[name] == "constexpr":
+            constants[(k,)] = value
+        elif divisible:
+            attributes[(k,)] = [["tt.divisibility", 16]]
+    warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    for k, (name, value) in enumerate(options.items(), len(args)):
+        signature[name], constants[(k,)] = "constexpr", value
+    target = GPUTarget("cuda", int(arch[2:]), 32) if arch.startswith("sm") else GPUTarget("hip", arch, 64)
+    kernel = triton.compile(ASTSource(function, signature, constants, attributes), target=target,
+                            options={"num_warps": warps, "num_stages": stages})
+    registers, spills = measured(kernel, arch)
+    return Usage(function.__name__, arch, registers, spills, kernel.metadata.shared, kernel.asm)
+
+
+def type_of(value: Any) -> tuple[str, bool]:
+    """(Triton's signature entry, is it a multiple of 16) as its launcher specialises it."""
+    if isinstance(value, torch.Tensor):
+        return POINTERS[str(value.dtype).removeprefix("torch.")], True
+    if value == 1:
+        return "constexpr", False
+    return "i32" if -2 ** 31 <= value < 2 ** 31 else "i64", value % 16 == 0
+
+
+def measured(kernel: Any, arch: str) -> tuple[int, int]:
+    """(registers, spilled bytes) per thread, from the assembler's own records."""
+    if not arch.startswith("sm"):
+        text = kernel.asm["amdgcn"]
+        number = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", text).group(1))  # type: ignore[union-attr]  # noqa: E731
+        return number("vgpr_count"), 4 * number("vgpr_spill_count") + number("private_segment_fixed_size")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(kernel.asm["cubin"])
+        out = subprocess.run([str(tool("cuobjdump")), "--dump-resource-usage", str(path)], capture_output=True, text=True,
+                             check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", out)
+    assert found is not None, out
+    return int(found[1]), int(found[2])
+
+
+def tool(name: str) -> Path:
+    import triton.backends.nvidia
+    return Path(triton.backends.nvidia.__file__).parent / "bin" / name
+
+
+def transposed_dots(assembly: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of TTGIR that transpose the result of a dot: what the law of `emit` forbids."""
+    text = assembly["ttir"]
+    text = text if isinstance(text, str) else text.decode()
+    results = set(re.findall(r"(%\S+) = tt\.dot\b", text))
+    for line in text.splitlines():
+        found = re.match(r"\s*(%\S+) = \S+ (.*)", line)
+        if not found:
+            continue
+        used = set(re.findall(r"%[\w#]+", found[2])) & results
+        if used and "tt.trans" in line:
+            yield line.strip()
+        elif used and "tt.dot" not in line and "tt.reduce" not in line:
+            results.add(found[1])
+
+
+def module_text(*texts: str) -> str:
+    body = "".join(texts)
+    return HEADER + helpers_of(body) + body

@@ -1,0 +1,281 @@
+"""Which values are never stored: a contraction that amplifies, and everything as large that is made from it.
+
+    anchor    a contraction whose result has at least twice the elements of what its smaller operand reads
+    closure   forward from the anchor through pointwise ops, views and normalisations while the size stays comparable
+    merge     overlapping closures are one candidate
+    exits     the smaller values computed from the closure that somebody else reads
+
+Sizes are compared by hints alone and leave no guard: the region is right for any size, so that a wrong guess costs time
+and not a recompile.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fuse.frontend.shadow import Shadow, Value, example, where
+from fuse.frontend.symbols import numel_hint, symbol_hints
+from fuse.frontend.tables import kind_of
+from fuse.frontend.tables_contract import product_of
+from fuse.reasons import Miss, Refused
+
+AMPLIFICATION = 2        # an anchor's result against its smaller operand; the anchors' results against what leaves
+NARROWEST, WIDEST = 0.25, 2.1     # how far a value's size may be from its anchor's to belong to the closure
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Virtual nodes in graph order, the nodes whose values leave, and everything that depends on a virtual value."""
+
+    anchors: tuple[fx.Node, ...]
+    virtual: tuple[fx.Node, ...]
+    exits: tuple[fx.Node, ...]
+    dependent: frozenset[fx.Node]
+    shadow: Shadow
+    hints: dict[str, int]
+    where: str | None
+
+    @property
+    def numel(self) -> int:
+        return sum(elements(n) or 0 for n in self.anchors)
+
+    @property
+    def bytes(self) -> int:
+        return sum((elements(n) or 0) * example(n).element_size() for n in self.anchors)
+
+
+def elements(node: fx.Node) -> int | None:
+    """Elements of a node's tensors, by hints; None if unknown or if it has none."""
+    found = [_numel(t) for t in tensors_of(example(node))]
+    return None if not found or any(n is None for n in found) else sum(n for n in found if n is not None)
+
+
+def _numel(t: torch.Tensor) -> int | None:
+    try:
+        return numel_hint(t)
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from tensors_of(v)
+
+
+def find_candidates(graph: fx.Graph, min_virtual_bytes: int) -> tuple[list[Candidate], list[Miss]]:
+    """Candidates that are worth importing, and a Miss for each that was looked at and refused."""
+    anchors = [n for n in graph.nodes if _may_amplify(n)]
+    if not anchors:
+        return [], []
+    shadow = Shadow(graph)
+    anchors = [n for n in anchors if _is_anchor(shadow, n)]
+    hints = symbol_hints(t for n in graph.nodes for t in tensors_of(example(n)))
+    found: list[Candidate] = []
+    misses: list[Miss] = []
+    for group in _merged([(a, _closure(shadow, a)) for a in anchors]):
+        try:
+            found.append(_candidate(shadow, group, hints, min_virtual_bytes))
+        except Refused as refused:
+            misses.append(refused.miss)
+    return found, misses
+
+
+# ---- anchors ----------------------------------------------------------------------------------------------------
+
+def _may_amplify(node: fx.Node) -> bool:
+    """By metadata alone: two floating operands, and a result twice as large as the smaller of the two largest."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    result = example(node)
+    if not isinstance(result, torch.Tensor) or not (result.is_floating_point() or result.is_complex()):
+        return False
+    total = _numel(result)
+    operands = sorted(n for a in node.all_input_nodes if isinstance(t := example(a), torch.Tensor)
+                      and (t.is_floating_point() or t.is_complex()) and (n := _numel(t)) is not None)
+    if total is None or not operands:
+        return False
+    return total >= AMPLIFICATION * operands[max(len(operands) - 2, 0)]
+
+
+def _is_anchor(shadow: Shadow, node: fx.Node) -> bool:
+    value = shadow.value(node)
+    if not isinstance(value, Value) or kind_of(value) != "contraction":
+        return False
+    try:
+        operands = product_of(value).operands
+    except Refused:
+        return False
+    total, reads = elements(node), []
+    for operand in operands:
+        tensor = example(operand.node)
+        reads.append(_numel(tensor) if isinstance(tensor, torch.Tensor) else None)
+    known = [r for r in reads if r is not None]
+    return total is not None and bool(known) and total >= AMPLIFICATION * min(known)
+
+
+# ---- closures ---------------------------------------------------------------------------------------------------
+
+def consumers(node: fx.Node) -> Iterator[fx.Node]:
+    """Users of the node's values; those that only ask for its shape do not count."""
+    for user in node.users:
+        if user.op in ("call_method", "call_function") and asks_for_shape(user):
+            continue
+        yield user
+
+
+def asks_for_shape(user: fx.Node) -> bool:
+    name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+    return name in ("size", "dim", "numel", "stride", "sym_size") or \
+        name == "getattr" and len(user.args) > 1 and user.args[1] in ("shape", "ndim", "dtype", "device")
+
+
+def _closure(shadow: Shadow, anchor: fx.Node) -> set[fx.Node]:
+    top = elements(anchor) or 0
+    found, stack = {anchor}, [anchor]
+    while stack:
+        for user in consumers(stack.pop()):
+            if user in found or not _stays_large(shadow, user, top, found):
+                continue
+            found.add(user)
+            stack.append(user)
+    return found
+
+
+def _stays_large(shadow: Shadow, user: fx.Node, top: int, virtual: set[fx.Node]) -> bool:
+    if user.op not in ("call_function", "call_method") or not any(True for _ in tensors_of(example(user))):
+        return False
+    total = elements(user)
+    if total is None:
+        # The number of rows depends on data: a selection of rows is as virtual as what it selects from.
+        total = top
+    if not NARROWEST * top <= total <= WIDEST * top:
+        return False
+    values = list(_flat(shadow.value(user)))
+    return bool(values) and all(_streams(v, user, virtual) for v in values)
+
+
+def _streams(v: Value, user: fx.Node, virtual: set[fx.Node]) -> bool:
+    """Is v made from the virtual values by pointwise ops, views and normalisations only?"""
+    kind = kind_of(v)
+    if kind == "" or kind in ("contraction", "reduction"):
+        return v.node is not user and v.op is None
+    if kind == "gather" and v.op not in ("index", "index_select", "gather", "take_along_dim"):
+        return False
+    return all(s.node is not user or s.op is None or _streams(s, user, virtual) or not _touches(s, virtual)
+               for s in v.sources())
+
+
+def _touches(v: Value, virtual: set[fx.Node]) -> bool:
+    return v.node in virtual or any(_touches(s, virtual) for s in v.sources() if s.node is v.node)
+
+
+def _flat(value: Any) -> Iterator[Value]:
+    if isinstance(value, Value):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _flat(v)
+
+
+def _merged(closures: list[tuple[fx.Node, set[fx.Node]]]) -> list[tuple[list[fx.Node], set[fx.Node]]]:
+    """Overlapping closures are one."""
+    groups: list[tuple[list[fx.Node], set[fx.Node]]] = []
+    for anchor, nodes in closures:
+        anchors, union = [anchor], set(nodes)
+        rest = []
+        for group in groups:
+            if group[1] & union:
+                anchors, union = group[0] + anchors, union | group[1]
+            else:
+                rest.append(group)
+        groups = [*rest, (anchors, union)]
+    return groups
+
+
+# ---- exits ------------------------------------------------------------------------------------------------------
+
+def _candidate(shadow: Shadow, group: tuple[list[fx.Node], set[fx.Node]], hints: dict[str, int], floor: int) -> Candidate:
+    position = shadow.position
+    anchors = tuple(sorted(group[0], key=position.__getitem__))
+    virtual = tuple(sorted(group[1], key=position.__getitem__))
+    place = where(anchors[0])
+    size = sum((elements(n) or 0) * example(n).element_size() for n in anchors)
+    if size < floor:
+        raise Refused(Miss("TOO_SMALL", place, lambda: f"{anchors[0].name} holds {size} bytes, the limit is {floor}"))
+    for node in virtual:
+        if shadow.context[node].functorch:
+            raise Refused(Miss("FUNCTORCH", where(node), node.name))
+    dependent = _dependents(virtual, position)
+    exits = _exits(shadow, group[1], dependent)
+    leaving = sum(elements(n) or 0 for n in exits)
+    numel = sum(elements(n) or 0 for n in anchors)
+    if AMPLIFICATION * leaving > numel:
+        raise Refused(Miss("EXITS_TOO_BIG", place, lambda: f"{leaving} elements leave {numel}: {_names(exits)}"))
+    return Candidate(anchors, virtual, exits, dependent, shadow, hints, place)
+
+
+def _names(nodes: tuple[fx.Node, ...]) -> str:
+    return ", ".join(n.name for n in nodes[:4])
+
+
+def _dependents(virtual: tuple[fx.Node, ...], position: dict[fx.Node, int]) -> frozenset[fx.Node]:
+    found, stack = set(virtual), list(virtual)
+    while stack:
+        for user in stack.pop().users:
+            if user not in found and user.op != "output":
+                found.add(user)
+                stack.append(user)
+    return frozenset(found)
+
+
+def _exits(shadow: Shadow, virtual: set[fx.Node], dependent: frozenset[fx.Node]) -> tuple[fx.Node, ...]:
+    """Small values computed from virtual ones that something outside reads. Refused where a large one leaves."""
+    first: list[fx.Node] = []
+    for node in virtual:
+        for user in consumers(node):
+            if user.op == "output":
+                raise Refused(Miss("ESCAPES", where(node), node.name))
+            if user not in virtual and user not in first:
+                first.append(user)
+    inner = _inner(virtual, dependent, shadow)
+    found: list[fx.Node] = []
+    for node in first:
+        _check_exit(shadow, node)
+        if isinstance(example(node), torch.Tensor):
+            found.append(node)
+        else:
+            found += [u for u in node.users if any(True for _ in u.users)]
+    kept = {n for n in found if n not in inner and (any(True for _ in n.users) or n.op == "output")}
+    return tuple(sorted(kept, key=shadow.position.__getitem__))
+
+
+def _check_exit(shadow: Shadow, node: fx.Node) -> None:
+    """A user of a virtual value that is not large itself must be a reduction or a selection."""
+    values = list(_flat(shadow.value(node)))
+    for v in values:
+        if v.op is None and v.opaque:
+            raise Refused(Miss(v.opaque if v.opaque != "UNSUPPORTED_OP" else "OTHER_USER", where(node),
+                               lambda: f"{node.name} = {getattr(node.target, '__name__', node.target)}(...)"))
+    if not values:
+        raise Refused(Miss("OTHER_USER", where(node), lambda: f"{node.name} = {getattr(node.target, '__name__', node.target)}(...)"))
+
+
+def _inner(virtual: set[fx.Node], dependent: frozenset[fx.Node], shadow: Shadow) -> set[fx.Node]:
+    """Small values that only virtual values (or other inner values) read: recomputed inside, they do not leave."""
+    found = {n for n in dependent if n not in virtual}
+    changed = True
+    while changed:
+        changed = False
+        for node in list(found):
+            users = [u for u in node.users if not (asks_for_shape(u) and u.op != "output")]
+            if any(u.op == "output" or (u not in virtual and u not in found) for u in users) or not users:
+                found.discard(node)
+                changed = True
+    return found

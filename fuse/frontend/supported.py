@@ -1,0 +1,64 @@
+"""The one place that says which candidates fuse takes today: a single distribution reduced to statistics of its rows.
+
+The importer can express more (attention, several distributions); each is enabled here once passes and targets follow.
+"""
+from __future__ import annotations
+
+from fuse.frontend.candidates import Candidate, _flat
+from fuse.frontend.shadow import where
+from fuse.frontend.tables import kind_of
+from fuse.ir.expr import Axis, Expr, topological
+from fuse.ir.program import Program
+from fuse.reasons import Miss
+
+SWEEPS = ("sum", "max", "argmax", "lse", "pick")
+
+
+def supported(candidate: Candidate) -> Miss | None:
+    """The Miss of a candidate whose family is not taken yet, before it is imported."""
+    if len(candidate.anchors) > 1:
+        names = ", ".join(n.name for n in candidate.anchors)
+        return Miss("TARGET_LACKS", candidate.where, f"{len(candidate.anchors)} contractions in one region: {names}")
+    for node in candidate.exits:
+        for v in _flat(candidate.shadow.value(node)):
+            if kind_of(v) == "contraction":
+                return Miss("TARGET_LACKS", where(node), f"{node.name} contracts the virtual value with another tensor")
+    return None
+
+
+def streamable(program: Program, candidate: Candidate) -> Miss | None:
+    """The Miss of an imported program that is not one sweep along one axis of one anchor."""
+    if len(program.anchors) != 1:
+        return Miss("TARGET_LACKS", candidate.where, f"the region reads the contraction in {len(program.anchors)} ways")
+    anchor = frozenset(program.anchors[0].axes)
+    if not anchor:
+        return Miss("NOT_A_REDUCTION", candidate.where, "the contraction is a single number")
+    roots = [t.value for o in program.outputs for t in o.terms]
+    streams: set[Axis] | None = None
+    for node in topological(roots):
+        virtual = [a for a in node.args if anchor <= set(a.axes)]
+        if not virtual:
+            continue
+        if node.op in ("scan", "shift"):
+            return Miss("TARGET_LACKS", candidate.where, f"a {node.op} over the virtual value")
+        gone = _swept(node) & anchor
+        if not gone:
+            continue
+        if set(node.axes) - anchor or set(virtual[0].axes) - anchor:
+            return Miss("TARGET_LACKS", node.origin or candidate.where, "a statistic wider than one number a row")
+        streams = gone if streams is None else streams & gone
+        if not streams:
+            return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
+                        "the virtual value is reduced along two different axes")
+    if not streams:
+        return Miss("NOT_A_REDUCTION", candidate.where, "nothing reduces the virtual value")
+    for root in roots:
+        if anchor <= set(root.axes):
+            return Miss("ESCAPES", candidate.where)
+    return None
+
+
+def _swept(node: Expr) -> set[Axis]:
+    if node.op not in SWEEPS:
+        return set()
+    return {node["axis"]} if node.op == "pick" else set(node["axes"])

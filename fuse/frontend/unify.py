@@ -1,0 +1,74 @@
+"""One sweep for many exits: axes are renamed so that equal anchors become the same expression.
+
+Every exit was pulled at its own fresh axes, so its anchor differs from another exit's only by names. Numbering the axes
+of an anchor in order of first visit gives a text; equal texts give the renaming. It must never merge two axes of one
+value (S_ij and S_ji are not the same), so it is a bijection, and no expression may vary along both old and new axis.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from fuse.ir.expr import Axis, Expr, rename_axes, topological
+from fuse.ir.program import Output, Term
+
+
+def fingerprint(anchor: Expr) -> tuple[str, tuple[Axis, ...]]:
+    """A text that is equal for anchors equal up to names, and the axes in the order in which they are numbered."""
+    order: dict[str, Axis] = {}
+
+    def name(axis: Axis) -> str:
+        order.setdefault(axis.name, axis)
+        return f"{list(order).index(axis.name)}:{axis.extent}"
+
+    numbers: dict[Expr, int] = {}
+    lines = []
+    for node in topological([anchor]):
+        numbers[node] = len(numbers)
+        attrs = [f"{k}={name(v) if isinstance(v, Axis) else sorted(map(name, v)) if k == 'axes' else v!r}"
+                 for k, v in node.attrs]
+        lines.append(f"{node.op} {node.dtype} {[numbers[a] for a in node.args]} {attrs}")
+    return "\n".join(lines), tuple(order.values())
+
+
+def unify(outputs: tuple[Output, ...], anchors: tuple[Expr, ...]) -> tuple[tuple[Output, ...], tuple[Expr, ...]]:
+    """The outputs with equal anchors shared, and the distinct anchors that remain."""
+    done: list[Expr] = []
+    pending = list(anchors)
+    while pending:
+        anchor = pending.pop(0)
+        if anchor in done:
+            continue
+        text, axes = fingerprint(anchor)
+        for known in done:
+            other, targets = fingerprint(known)
+            names = {a.name: b for a, b in zip(axes, targets, strict=False) if a != b}
+            if other != text or not names:
+                continue
+            renamed = _renamed(outputs, names)
+            if renamed is not None:
+                outputs = renamed
+                pending = rename_axes(pending, names)
+                anchor = known
+                break
+        if anchor not in done:
+            done.append(anchor)
+    return outputs, tuple(done)
+
+
+def _roots(outputs: Iterable[Output]) -> list[Expr]:
+    return [e for o in outputs for t in o.terms for e in (*t.index, t.value)]
+
+
+def _renamed(outputs: tuple[Output, ...], names: dict[str, Axis]) -> tuple[Output, ...] | None:
+    """The outputs with axes renamed, or None where two axes of one value would become one."""
+    if len({a.name for a in names.values()}) < len(names):
+        return None
+    for output in outputs:
+        for node in topological(_roots([output])):
+            own = {a.name for a in node.axes}
+            if any(old in own and new.name in own and new.name not in names for old, new in names.items()):
+                return None
+    fresh = iter(rename_axes(_roots(outputs), names))
+    return tuple(replace(o, terms=tuple(Term(tuple(next(fresh) for _ in t.index), next(fresh)) for t in o.terms))
+                 for o in outputs)

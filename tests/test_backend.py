@@ -1,0 +1,326 @@
+"""The backend as a user meets it: gradients, modes of autograd, failures, options."""
+from __future__ import annotations
+
+import threading
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
+
+from fuse import backend
+from fuse.log import FuseWarning
+from tests import stand_in
+
+N, V, D = 37, 101, 16
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Only the backend is under test: everything around it is a stand-in."""
+    import fuse.frontend
+    import fuse.runtime.plan
+
+    made = stand_in.Kernels()
+    monkeypatch.setattr(fuse.frontend, "find", stand_in.find, raising=False)
+    monkeypatch.setattr(fuse.runtime.plan, "compile_region", made.compile_region)
+    monkeypatch.setattr(fuse.runtime.plan, "target_for", lambda *_: stand_in.Target)
+    monkeypatch.setattr(fuse.runtime.ops, "_executables", {})
+    monkeypatch.setattr(backend, "finish", stand_in.quick)
+    counters["fuse"].clear()
+    return made
+
+
+def step(h, W, y):
+    return F.cross_entropy(F.linear(h * 2, W), y)
+
+
+def data(n=N, dtype=torch.float32, grad=(True, True)):
+    g = torch.Generator().manual_seed(0)
+    h, W = torch.randn(n, D, generator=g), torch.randn(V, D, generator=g)
+    y = torch.randint(0, V, (n,), generator=g)
+    y[::5] = -100
+    return h.to(dtype).requires_grad_(grad[0]), W.to(dtype).requires_grad_(grad[1]), y
+
+
+def wide(tensors):
+    return [t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in tensors]
+
+
+def compiled(fn=step, dynamic=None, **options):
+    return torch.compile(fn, backend="fuse", dynamic=dynamic, options={"strict": True, **options})
+
+
+def check(fn, tensors, got=None, fused=1, tolerance=2e-6, **options):
+    """Loss and gradients of the compiled function against float64."""
+    counters["fuse"].clear()
+    loss = (got or compiled(fn, **options))(*tensors)
+    leaves = [t for t in tensors if t.requires_grad]
+    if leaves:
+        loss.backward()
+    exact = wide(tensors)
+    want = fn(*exact)
+    torch.testing.assert_close(loss.double(), want, rtol=tolerance, atol=tolerance)
+    if leaves:
+        want.backward()
+    for leaf, ideal in zip(tensors, exact, strict=True):
+        if leaf.requires_grad:
+            torch.testing.assert_close(leaf.grad.double(), ideal.grad, rtol=tolerance, atol=tolerance)
+            assert leaf.grad.is_contiguous()
+    assert counters["fuse"]["fused"] == fused
+    return loss
+
+
+def widths(kernels):
+    """The carries that have the axis a1 (the width of hidden states), over all launches."""
+    return sorted(c for launch in kernels.launched for c in launch if "a1" in c)
+
+
+@pytest.mark.parametrize("schedule", ["recompute", "slab"])
+@pytest.mark.parametrize("grad", [(True, True), (True, False), (False, True), (False, False)])
+def test_only_the_gradients_that_are_wanted_are_computed(kernels, schedule, grad):
+    check(step, data(grad=grad), schedule=schedule)
+    assert widths(kernels) == ["sum[a0, a1]"] * grad[0] + ["sum[a1, a2]"] * grad[1]
+
+
+def test_the_entry_point_makes_the_name_known():
+    assert "fuse" in torch._dynamo.list_backends(exclude_tags=None)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_nothing_is_kept_where_no_gradient_is_recorded(kernels, context):
+    tensors, f = data(), compiled()
+    with context():
+        loss = f(*tensors)
+    torch.testing.assert_close(loss.double(), step(*wide(tensors)).detach(), rtol=2e-6, atol=2e-6)
+    assert not widths(kernels) and not loss.requires_grad
+    check(step, tensors, f)
+
+
+@pytest.mark.parametrize("schedule", ["recompute", "slab"])
+def test_dynamic_shapes_compile_once(kernels, schedule):
+    f = compiled(dynamic=True, schedule=schedule)
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    check(step, data(), f)
+    for n in (53, 20, 400):
+        check(step, data(n), f, fused=0)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("schedule", ["recompute", "slab"])
+def test_a_second_backward_gives_the_same_gradients(kernels, schedule):
+    h, W, y = data()
+    loss = compiled(schedule=schedule)(h, W, y)
+    loss.backward(retain_graph=True)
+    first = h.grad.clone(), W.grad.clone()
+    h.grad = W.grad = None
+    (loss * 3).backward()
+    torch.testing.assert_close((h.grad, W.grad), (first[0] * 3, first[1] * 3))
+
+
+def test_a_second_derivative_is_an_error(kernels):
+    from fuse.runtime.plan import plan_region  # noqa: F401  (loads the ops)
+
+    h, W, y = data()
+    compiled()(h, W, y).backward()
+    key, = fuse_keys()
+    loss, = torch.ops.fuse.forward([h, W, y], key)
+    grad, = torch.autograd.grad(loss, h, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        grad.sum().backward()
+
+
+def fuse_keys():
+    from fuse.runtime import ops
+
+    return list(ops._executables)
+
+
+def test_upstream_gradients_other_than_one(kernels):
+    for schedule in ("recompute", "slab"):
+        check(lambda h, W, y: step(h, W, y) * -2.5 + h.sum(), data(), schedule=schedule)
+
+
+def test_tied_weights(kernels):
+    def tied(h, W, y):
+        return F.cross_entropy(F.linear(h + F.embedding(y.clamp(min=0), W), W), y)
+    check(tied, data())
+
+
+def test_a_checkpointed_head_is_fused_inside_its_body(kernels):
+    def saved(h, W, y):
+        return checkpoint(step, h, W, y, use_reentrant=False)
+    check(saved, data())
+    forwards = [launch for launch in kernels.launched if "lse[a0]" in launch]
+    assert len(forwards) == 2    # once more in the backward: that is what checkpointing asks for
+
+
+@pytest.mark.parametrize("schedule", ["recompute", "slab"])
+def test_bfloat16(kernels, schedule):
+    check(step, data(dtype=torch.bfloat16), schedule=schedule, tolerance=1.6e-2)
+
+
+def test_ambient_autocast_does_not_reach_the_region(kernels):
+    tensors, f = data(), compiled()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = f(*tensors)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), step(*wide(tensors)).detach(), rtol=2e-6, atol=2e-6)
+
+
+def test_one_region_reads_what_another_gives(kernels):
+    def twice(h, W, y):
+        first = F.cross_entropy(F.linear(h, W), y)
+        return F.cross_entropy(F.linear(h * first, W), y)
+    check(twice, data(), fused=2, tolerance=1e-5)
+
+
+def test_equal_regions_share_one_executable(kernels):
+    def two(h, W, y):
+        return F.cross_entropy(F.linear(h, W), y) + F.cross_entropy(F.linear(h.tanh(), W), y)
+    check(two, data(), fused=2)
+    assert len(fuse_keys()) == 1
+
+
+def test_threads_may_compile_and_run_at_once(kernels):
+    functions = [lambda h, W, y, i=i: step(h + i, W, y) for i in range(3)]
+    failures = []
+
+    def work(fn):
+        try:
+            tensors = data()
+            compiled(fn)(*tensors).backward()
+            exact = wide(tensors)
+            fn(*exact).backward()
+            torch.testing.assert_close(tensors[0].grad.double(), exact[0].grad, rtol=2e-6, atol=2e-6)
+        except BaseException as error:
+            failures.append(error)
+    threads = [threading.Thread(target=work, args=(fn,)) for fn in functions]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+# ---- failures ---------------------------------------------------------------------------------------------------
+
+def break_passes(monkeypatch, error):
+    import fuse.runtime.plan
+
+    def fail(*_):
+        raise error
+    monkeypatch.setattr(fuse.runtime.plan, "compile_program", fail)
+
+
+def test_a_failing_region_is_left_out_with_one_warning(kernels, monkeypatch):
+    break_passes(monkeypatch, ValueError("no such thing"))
+    with pytest.warns(FuseWarning, match=rf"INTERNAL at {__file__}:\d+.*no such thing") as seen:
+        check(step, data(), fused=0, strict=False)
+    assert len(seen) == 1 and counters["fuse"]["declined"] == 1 and not kernels.launched
+
+
+def test_strict_raises_instead(kernels, monkeypatch):
+    break_passes(monkeypatch, ValueError("no such thing"))
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="INTERNAL"):
+        compiled()(*data())
+
+
+def test_a_graph_that_inductor_refuses_is_compiled_untouched(kernels, monkeypatch):
+    def picky(gm, inputs, *_, edited, **__):
+        if edited:
+            raise RuntimeError("cannot lower")
+        return stand_in.quick(gm, inputs)
+    monkeypatch.setattr(backend, "finish", picky)
+    with pytest.warns(FuseWarning, match="cannot lower.*without fuse"):
+        check(step, data(), strict=False)
+    assert not kernels.launched
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="cannot lower"):
+        compiled()(*data())
+
+
+def test_dynamos_control_flow_passes_through(kernels, monkeypatch):
+    calls = []
+
+    def skip(*_, **__):
+        calls.append(1)
+        raise torch._dynamo.exc.SkipFrame("not this one")
+    monkeypatch.setattr(backend, "finish", skip)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FuseWarning)
+        check(step, data(), strict=False)
+    assert calls == [1] and not kernels.launched    # the frame ran as it stands
+
+
+def test_a_kernel_that_fails_is_replaced_by_plain_torch(kernels):
+    kernels.broken = True
+    with pytest.warns(FuseWarning, match="LAUNCH_FAILED.*on fire") as seen:
+        check(step, data(), strict=False, schedule="slab")
+    assert len(seen) == 1
+    torch._dynamo.reset()
+    fuse_keys()
+
+
+def test_a_kernel_that_fails_under_strict_raises(kernels):
+    kernels.broken = True
+    with pytest.raises(RuntimeError, match="LAUNCH_FAILED"):
+        compiled()(*data())
+
+
+def test_a_front_end_that_fails_leaves_the_graph_alone(kernels, monkeypatch):
+    import fuse.frontend
+
+    def broken(*_):
+        raise KeyError("lost")
+    monkeypatch.setattr(fuse.frontend, "find", broken)
+    with pytest.warns(FuseWarning, match="INTERNAL.*lost"):
+        check(step, data(), fused=0, strict=False)
+
+
+def test_nothing_is_copied_where_nothing_is_found(kernels, monkeypatch):
+    from fuse import private
+
+    monkeypatch.setattr(private, "untouched_copy", lambda gm: pytest.fail("copied"))
+    x = torch.randn(5)
+    torch.testing.assert_close(compiled(lambda x: x.sin() + 1)(x), x.sin() + 1)
+    assert not counters["fuse"]
+
+
+# ---- options ----------------------------------------------------------------------------------------------------
+
+def test_require_is_met_or_raises(kernels):
+    check(step, data(), require=["softmax-over-vocabulary"])
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="required but not fused: attention"):
+        compiled(require=["attention"])(*data())
+
+
+def test_require_names_what_was_declined(kernels):
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="NOT_A_REDUCTION"):
+        compiled(lambda h, W, y: F.cross_entropy(h @ W.T, y), require=["softmax-over-vocabulary"])(*data())
+
+
+def test_fuel_counts_regions(kernels):
+    def two(h, W, y):
+        return F.cross_entropy(F.linear(h, W), y) + F.cross_entropy(F.linear(h.tanh(), W), y)
+    check(two, data(), fuel=1, fused=1)
+    assert counters["fuse"]["declined"] == 1
+    torch._dynamo.reset()
+    check(two, data(), fuel=0, fused=0)
+
+
+def test_an_unknown_option_is_an_error_that_names_the_known(kernels):
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no option 'max_autotune'; the options are target,"):
+        compiled(max_autotune=True)(*data())
+
+
+def test_a_graph_from_elsewhere_says_what_is_missing():
+    import fuse.runtime.ops  # noqa: F401
+
+    with pytest.raises(RuntimeError, match="has not built"):
+        torch.ops.fuse.forward([torch.ones(2)], "0123")
