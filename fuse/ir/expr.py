@@ -259,12 +259,20 @@ def substitute(root: Expr, replacements: Mapping[Expr, Expr]) -> Expr:
 
 def rename_axes(roots: Iterable[Expr], names: Mapping[str, Axis]) -> list[Expr]:
     """Replaces axes by name, in iota and in the `axes` / `axis` attributes, simultaneously."""
-    swap = lambda a: names.get(a.name, a)  # noqa: E731
+    roots = list(roots)
+    done: dict[Expr, Expr] = {}
+    for node in topological(roots):
+        # Attributes change together with the arguments: a reduction's axes must be axes of its operand.
+        attrs = {k: _renamed(node.op, v, names) if k in ("axis", "axes") else v for k, v in node.attrs}
+        done[node] = make(node.op, *(done[a] for a in node.args), origin=node.origin, **attrs)
+    return [done[r] for r in roots]
 
-    def rule(node: Expr) -> Expr | None:
-        changed = {k: tuple(map(swap, v)) if k == "axes" else swap(v) for k, v in node.attrs if k in ("axis", "axes")}
-        return rebuild(node, node.args, **changed) if changed else None
-    return rewrite(roots, rule)
+
+def _renamed(op: str, axes: Axis | tuple[Axis, ...], names: Mapping[str, Axis]) -> Axis | tuple[Axis, ...]:
+    if isinstance(axes, Axis):
+        return names.get(axes.name, axes)
+    swapped = tuple(names.get(a.name, a) for a in axes)
+    return swapped if op == "carry" else tuple(sorted(swapped, key=lambda a: a.name))    # a carry's are its dimensions
 
 
 def reads_of(roots: Iterable[Expr]) -> Iterator[Expr]:

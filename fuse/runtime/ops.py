@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fuse.private import below_autograd, without_autocast
 from fuse.runtime.executable import Executable, Needs, Part
@@ -139,27 +138,47 @@ class _Streamed(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients that walk a stream come from the op, the others from expressions anyone may fuse further."""
-        executable, needs = ctx.executable, ctx.needs
-        env = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        present = next((c for c in cotangents if c is not None), None)
-        if present is None:
-            return (None,) * (1 + len(needs))
-        for buffer, shape, given in zip(executable.outputs, ctx.shapes, cotangents, strict=True):
-            env[f"ct.{buffer.name}"] = present.new_zeros(shape, dtype=getattr(torch, buffer.dtype)) \
-                if given is None else given
-        found: dict[str | None, Tensor] = {}
-        if (part := executable.streamed(needs)) is not None:
-            gradients = torch.ops.fuse.backward([env[b.name] for b in part.inputs],
-                                                [ctx.sizes[s] for s in executable.symbols], needs, ctx.key)
-            found |= {o.gradient_of: g for o, g in zip(part.program.outputs, gradients, strict=True)}
-        if (part := executable.plain(needs)) is not None:
-            with without_autocast():
-                gradients = executable.trace(part, {b.name: env[b.name] for b in part.inputs}, ctx.sizes)
-            found |= {o.gradient_of: g for o, g in zip(part.program.outputs, gradients, strict=True)}
-        return (None, *(found.get(b.name) for b in executable.inputs))
+        with torch.no_grad():
+            gradients = _gradients(ctx, cotangents)
+        if torch.is_grad_enabled():
+            gradients = tuple(None if g is None else _Once.apply(g.detach().requires_grad_()) for g in gradients)
+        return (None, *gradients)
+
+
+class _Once(torch.autograd.Function):
+    """Marks gradients made under create_graph=True: without it a second derivative would silently be left out."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        raise RuntimeError("fuse: trying to differentiate twice a function that can be differentiated once; "
+                           "leave what needs second derivatives out of torch.compile")
+
+
+def _gradients(ctx: Any, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """One per input. Those that walk a stream come from the op, the others from expressions anyone may fuse further."""
+    executable, needs = ctx.executable, ctx.needs
+    env = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+    present = next((c for c in cotangents if c is not None), None)
+    if present is None:
+        return (None,) * len(needs)
+    for buffer, shape, given in zip(executable.outputs, ctx.shapes, cotangents, strict=True):
+        env[f"ct.{buffer.name}"] = present.new_zeros(shape, dtype=getattr(torch, buffer.dtype)) \
+            if given is None else given
+    found: dict[str | None, Tensor] = {}
+    if (part := executable.streamed(needs)) is not None:
+        gradients = torch.ops.fuse.backward([env[b.name] for b in part.inputs],
+                                            [ctx.sizes[s] for s in executable.symbols], needs, ctx.key)
+        found |= {o.gradient_of: g for o, g in zip(part.program.outputs, gradients, strict=True)}
+    if (part := executable.plain(needs)) is not None:
+        with without_autocast():
+            gradients = executable.trace(part, {b.name: env[b.name] for b in part.inputs}, ctx.sizes)
+        found |= {o.gradient_of: g for o, g in zip(part.program.outputs, gradients, strict=True)}
+    return tuple(found.get(b.name) for b in executable.inputs)
 
 
 def _autograd(inputs: list[Tensor], key: str) -> list[Tensor]:

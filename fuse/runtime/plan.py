@@ -115,10 +115,10 @@ def target_for(tensors: list[Tensor], options: Options) -> Target:
         raise Refused(Miss("TARGET_LACKS", None, f"the operands live on {' and '.join(sorted(devices))}"))
     name = ("cpu" if devices == {"cpu"} else "triton") if options.target == "auto" else options.target
     if name == "cpu":
-        from fuse.codegen.cpu import target
+        from fuse.codegen.cpu import TARGET
     else:
-        from fuse.codegen.triton import target
-    return target
+        from fuse.codegen.triton import TARGET
+    return TARGET
 
 
 def key_of(program: Program, wrt: tuple[str, ...], target: str, options: Options) -> str:

@@ -48,7 +48,7 @@ anchor %0
 
 def test_regions_read_like_equations():
     text = print_program(EXAMPLES["softmax"])
-    assert "  %1 = where(j <= i, %0, -inf)\n  lse c[i] over(j) = %1\n" in text
+    assert "  %0 = where(j <= i, sum{d}(Q[i, d] * K[j, d]), -inf)\n  lse c[i] over(j) = %0\n" in text
     assert "  sum half[i, e] over(j) relative_to=c exponent=0.5 moment=2 = V[j, e]\n" in text
 
 
