@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import count
 
+from fuse.codegen import Capabilities
 from fuse.codegen.index import affine_index, clamped
 from fuse.codegen.renumber import renumber
 from fuse.codegen.roles import (Roles, Split, check_carry, dim_order, factors, group_by_dims, multiply, refuse, roles,
@@ -20,8 +22,10 @@ from fuse.ir.expr import Axis, Expr, const, make, topological, where
 from fuse.ir.ops import OPS
 from fuse.ir.program import Carry, Kind, Region, carry_part
 from fuse.ir.size import Size, product
+from fuse.reasons import Miss, Refused
 
 
+@lru_cache(maxsize=256)
 def lower(region: Region, staged: bool = False) -> TileProgram:
     """The tile program of `region`; `staged`: level 0 keeps the dots that later levels need again (see `Staged`).
 
@@ -29,6 +33,34 @@ def lower(region: Region, staged: bool = False) -> TileProgram:
     (staged) when there is nothing to stage.
     """
     return _Lowering(region).program(staged)
+
+
+def refusal(region: Region, capabilities: Capabilities, staged: bool = False) -> Miss | None:
+    """Why a target with these capabilities cannot run the region, or None if it can."""
+    try:
+        program = lower(region, staged)
+    except Refused as refused:
+        return refused.miss
+    if len(program.levels) > capabilities.levels:
+        return Miss("TARGET_LACKS", None, f"{len(program.levels)} sweeps in one kernel")
+    for state in program.states:
+        if state.kind.value not in capabilities.kinds or (state.scope == "grid" and not capabilities.shared):
+            return Miss("TARGET_LACKS", None, f"a {state.kind.value} carry over {state.scope}")
+    for slot in (*program.inputs, *program.outputs):
+        if slot.dtype not in capabilities.dtypes:
+            return Miss("UNSUPPORTED_DTYPE", None, f"{slot.source} is {slot.dtype}")
+    for s in program.statements():
+        if isinstance(s, Point) and s.op not in capabilities.ops:
+            return Miss("TARGET_LACKS", None, f"no spelling for {s.op}")
+        if isinstance(s, Dot) and s.out.dtype not in capabilities.compute:
+            return Miss("UNSUPPORTED_DTYPE", None, f"a product in {s.out.dtype}")
+        if s.out.dtype not in capabilities.dtypes:
+            return Miss("UNSUPPORTED_DTYPE", None, f"a value of type {s.out.dtype}")
+    for u in (u for level in program.levels for u in level.updates):
+        state = program.state(u.state)
+        if u.kind is Kind.LSE and state.dtype not in capabilities.compute or u.wide and state.dtype not in capabilities.compute:
+            return Miss("UNSUPPORTED_DTYPE", None, f"{state.name} is accumulated in {state.dtype}")
+    return None
 
 
 @dataclass(frozen=True)

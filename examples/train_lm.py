@@ -153,9 +153,14 @@ def run_in_fresh_process(arm: str) -> Result | None:
     """The same command for one arm alone. Its progress and its errors go to the terminal; None if it failed."""
     with tempfile.TemporaryDirectory(prefix="fuse-demo-") as folder:
         output = Path(folder) / "result.json"
-        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "FUSE_CACHE_DIR": f"{folder}/fuse"}
+        environment = {
+            "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
+            "FUSE_CACHE_DIR": f"{folder}/fuse",
+            "HF_HUB_OFFLINE": "1",
+            "MALLOC_MMAP_THRESHOLD_": str(16 * MIB),  # what is freed is given back: the peak holds no fragmentation
+        }
         command = [sys.executable, __file__, *sys.argv[1:], "--arms", arm, "--worker", str(output)]
-        finished = subprocess.run(command, env=os.environ | caches | {"HF_HUB_OFFLINE": "1"}, check=False)
+        finished = subprocess.run(command, env=os.environ | environment, check=False)
         if finished.returncode == 0:
             return Result(**json.loads(output.read_text()))
     CONSOLE.print(f"[red]{arm} failed[/] with exit code {finished.returncode}; its error is printed above")

@@ -76,7 +76,8 @@ def _planned(body: GraphModule, options: Options, report: GraphReport) -> Iterat
         if private.steers_dynamo(error):
             raise
         found, misses = [], [miss_of(error)]
-        fail(misses[0], options.strict, "The graph is left to Inductor.", error)
+    for miss in misses:
+        fail(miss, options.strict, "What it concerns is left to Inductor.")
     report.misses += misses
     for imported in found:
         from fuse.runtime.plan import plan_region  # only now: a graph in which nothing amplifies loads no sympy

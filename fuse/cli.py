@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 from fuse import __version__
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ProgramFailed as error:
         assert error.__cause__ is not None
         print(f"fuse: {error}", file=sys.stderr)
-        traceback.print_exception(error.__cause__.with_traceback(_users_part(error.__cause__.__traceback__)))
+        _show(error.__cause__)
         return 1
 
 
@@ -175,13 +175,15 @@ def _load(file: Path) -> ModuleType:
     return module
 
 
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this file and of the import system at its start."""
-    skipped = (__file__, importlib.util.__file__)
-    while trace is not None and trace.tb_next is not None and (
-            trace.tb_frame.f_code.co_filename in skipped or trace.tb_frame.f_code.co_filename.startswith("<frozen")):
-        trace = trace.tb_next
-    return trace
+def _show(error: BaseException) -> None:
+    """The traceback without the frames of torch, of fuse and of the import system."""
+    import torch
+
+    hidden = (str(Path(torch.__file__).parent), str(Path(__file__).parent), importlib.util.__file__, "<frozen")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(hidden)]
+    if frames:
+        print("Traceback (most recent call last):\n" + "".join(traceback.format_list(frames)), end="", file=sys.stderr)
+    print("".join(traceback.format_exception_only(error)), end="", file=sys.stderr)
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------

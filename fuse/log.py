@@ -7,6 +7,10 @@ import warnings
 from fuse.reasons import Miss, Refused
 
 
+# What is a failure of fuse and deserves a warning; any other Miss is a refusal, which reports and the log mention.
+FAILURES = ("INTERNAL", "BUILD_FAILED", "LAUNCH_FAILED", "NO_COMPILER")
+
+
 class FuseWarning(UserWarning):
     """Something inside fuse failed; the result is right, but the region runs without fuse."""
 
@@ -26,7 +30,9 @@ def miss_of(error: Exception, where: str | None = None, code: str = "INTERNAL") 
 
 
 def fail(miss: Miss, strict: bool, consequence: str, cause: BaseException | None = None) -> None:
-    """Raises FuseError if strict, else warns once: `consequence` says what happens instead."""
+    """For a failure: raises FuseError if strict, else warns; `consequence` says what happens instead."""
+    if miss.code not in FAILURES:
+        return
     if strict:
         raise FuseError(str(miss)) from cause
     warnings.warn(f"fuse: {miss} {consequence}", FuseWarning, stacklevel=3)

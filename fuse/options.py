@@ -150,3 +150,8 @@ def cache_directory() -> Path | None:
         return None
     chosen = os.environ.get("FUSE_CACHE_DIR")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fuse"
+
+
+def compiler_choice() -> str | None:
+    """The C++ compiler the user named in CXX, if any."""
+    return os.environ.get("CXX") or None

@@ -82,6 +82,8 @@ def compile_program(program: Program, context: Context) -> Plan:
         verify(program)
         snapshots[name] = program
     forward, backward, saved = cut(program, context.backward_regions)
+    for part in filter(None, (forward, backward)):
+        verify(part)
     return Plan(forward, backward, saved, _handed_over(forward, saved), tuple(context.notes), snapshots)
 
 

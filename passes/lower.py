@@ -1,7 +1,7 @@
 """lower: groups of leaves become regions; every other expression reads what they store.
 
     L                ->  m + log l          of the stored pair (m, l)
-    exp_sub(x, L)    ->  exp(x - m) * (1 / l)
+    exp_sub(x, L)    ->  exp(x - m) * (1 / l)         exp(m' - m) * (l' / l) for a statistic x = (m', l')
     sub_lse(x, L)    ->  (x - m) - log l
     logaddexp(A, B)  ->  the pair (max(m), l_A exp(m_A - m) + l_B exp(m_B - m))
     a separated sum  ->  sum_i c_i * (stored moment i)
@@ -10,10 +10,11 @@ Inside its own region a statistic is the `final` part of the carry; everywhere e
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fuse.ir.expr import Expr, cast, const, make, rebuild, topological
+from fuse.ir.expr import Expr, cast, const, make, rebuild, topological, where
 from fuse.ir.program import Carry, Emit, Kind, Output, Program, Region, Step, Term, carry_part, stored
 from fuse.passes.merge import Group, Member
 from fuse.passes.regions import Leaf, inside as evaluated_inside
@@ -105,8 +106,11 @@ class Resolver:
         if node in self.lowering.home:
             return self._leaf(node)
         if node.op == "exp_sub":
-            m, ell = self.pair(node.args[1])
-            return make("exp", self.lower(node.args[0]) - m) * (const(1, node.dtype) / ell)
+            (m, ell), x = self.pair(node.args[1]), node.args[0]
+            if x.op in ("lse", "logaddexp"):
+                n, part = self.pair(x)
+                return make("exp", n - m) * (part / ell)
+            return make("exp", self.lower(x) - m) * (const(1, node.dtype) / ell)
         if node.op == "sub_lse":
             m, ell = self.pair(node.args[1])
             return (self.lower(node.args[0]) - m) - make("log", ell)
@@ -143,7 +147,8 @@ class Resolver:
         if ell.op == "logaddexp":
             (m, a), (n, b) = map(self.pair, ell.args)
             top = make("maximum", m, n)
-            return top, a * make("exp", m - top) + b * make("exp", n - top)
+            safe = where(make("eq", top, const(-math.inf, top.dtype)), 0, top)     # both sides masked everywhere
+            return top, a * make("exp", m - safe) + b * make("exp", n - safe)
         return self.lower(ell), const(1, ell.dtype)
 
 

@@ -73,9 +73,12 @@ def merge(leaves: list[Leaf], *, slab: bool, shared_sweep: bool,
 def _place(leaf: Leaf, groups: list[Group], table: Mapping[Expr, Leaf], *, backward: bool, shared: bool,
            note: Callable[[Miss], None]) -> None:
     for i, group in enumerate(groups):
-        if group.backward is not backward or not _follows(leaf, groups, i):
+        if group.backward is not backward:
             continue
-        member = _fits(leaf, group, table, note) or (_shares(leaf, group) if shared else None)
+        if _follows(leaf, groups, i):
+            member = _fits(leaf, group, table, note) or (_shares(leaf, group) if shared else None)
+        else:
+            member = _accumulated(leaf, group, groups[:i + 1], table)
         if member:
             group.add(member)
             return
@@ -84,8 +87,8 @@ def _place(leaf: Leaf, groups: list[Group], table: Mapping[Expr, Leaf], *, backw
 
 def _follows(leaf: Leaf, groups: list[Group], position: int) -> bool:
     """Nothing the leaf needs is computed after `position`."""
-    later = [m.leaf for g in groups[position + 1:] for m in g.members]
-    return not any(n in later for n in leaf.needs)
+    later = {m.leaf for g in groups[position + 1:] for m in g.members}
+    return later.isdisjoint(leaf.all_needs())
 
 
 def _fits(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf], note: Callable[[Miss], None]) -> Member | None:
@@ -123,26 +126,35 @@ def _streams_first(rest: list[Leaf], groups: list[Group]) -> list[Leaf]:
 
 
 def _join_statistics(leaf: Leaf, groups: list[Group], table: Mapping[Expr, Leaf]) -> None:
-    """A gradient's own statistic rides in the forward sweep if what it accumulates is known there.
-
-    Cotangents may stand in the coefficients: those are applied to the stored moments in the backward.
-    """
-    known = [m.leaf.value for g in groups for m in g.members]
-    for group in groups:
-        if (set(leaf.streams), set(leaf.grid)) != (set(group.streams), set(group.grid)) or leaf.kind is not Kind.SUM:
-            continue
-        statistics = [m.leaf.value for m in group.members if m.leaf.kind is Kind.LSE and m.level == 0]
-        values = {m.leaf.value for m in group.members}
-        found = separate(leaf.body, leaf.streams, statistics, _reads(values, table))
-        if not isinstance(found, Miss) and all(_known(body, table, known, group) for body in found.bodies):
-            group.members.append(Member(leaf, 0, leaf.streams, found))
+    """A gradient's own statistic rides in the forward sweep if what it accumulates is known there."""
+    for i, group in enumerate(groups):
+        member = _accumulated(leaf, group, groups[:i + 1], table)
+        if member:
+            group.add(member)
             return
 
 
-def _known(body: Expr, table: Mapping[Expr, Leaf], known: list[Expr], group: Group) -> bool:
+def _accumulated(leaf: Leaf, group: Group, groups: list[Group], table: Mapping[Expr, Leaf]) -> Member | None:
+    """The leaf as moments that `group` can accumulate, whatever its coefficients wait for.
+
+    Cotangents and statistics of later sweeps may stand in the coefficients: those are applied to the stored moments.
+    """
+    if (set(leaf.streams), set(leaf.grid)) != (set(group.streams), set(group.grid)) or leaf.kind is not Kind.SUM:
+        return None
+    statistics = [m.leaf.value for m in group.members if m.leaf.kind is Kind.LSE and m.level == 0]
+    values = {m.leaf.value for m in group.members}
+    found = separate(leaf.body, leaf.streams, statistics, _reads(values, table))
+    if isinstance(found, Miss):
+        return None
+    earlier = [m.leaf.value for g in groups if g is not group for m in g.members]
+    known = all(_known(body, table, earlier) for body in found.bodies)
+    return Member(leaf, 0, leaf.streams, found) if known else None
+
+
+def _known(body: Expr, table: Mapping[Expr, Leaf], earlier: list[Expr]) -> bool:
     below = topological([body], table)
     return not any(e.op == "read" and e["buffer"].name.startswith("ct.") for e in below) \
-        and all(e in known and not group.member(table[e]) for e in below if e in table)
+        and all(e in earlier for e in below if e in table)
 
 
 def _reads(values: set[Expr], table: Mapping[Expr, Leaf]) -> Callable[[Expr], bool]:

@@ -1,11 +1,11 @@
 """plan: the joint program is cut into what runs in the forward and what runs in the backward."""
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
-from fuse.ir.expr import topological
-from fuse.ir.program import Carry, Define, Output, Program, Region, Step
+from fuse.ir.expr import Buffer, Expr, topological
+from fuse.ir.program import Carry, Define, Kind, Output, Program, Region, Step
 from fuse.reasons import Miss
 
 
@@ -29,7 +29,7 @@ def names_read(step: Step) -> set[str]:
     return _buffers(roots)
 
 
-def _buffers(roots) -> set[str]:
+def _buffers(roots: Iterable[Expr]) -> set[str]:
     return {e["buffer"].name for e in topological(roots) if e.op == "read"}
 
 
@@ -62,30 +62,33 @@ def _needed(program: Program, outputs: tuple[Output, ...], extra: Collection[str
 
 
 def _trim(region: Region, wanted: Collection[str]) -> Region:
-    """Keeps the carries whose stores are wanted, and those they are relative to or read the final value of."""
+    """Keeps the carries whose stores are wanted, and all that their bodies are computed from."""
     keep: set[str] = set()
-    todo = [c for c in region.carries if set(c.stores) & set(wanted)]
     emits = tuple(e for e in region.emits if e.name in wanted)
-    table = {c.name: c for c in region.carries}
-    todo += [table[n] for e in emits for n in _parts(e.value)]
+    todo = [c for c in region.carries if set(c.stores) & set(wanted)]
+    for emit in emits:
+        todo += _needed_by(emit.value, region)
     while todo:
         carry = todo.pop()
         if carry.name in keep:
             continue
         keep.add(carry.name)
-        todo += [table[n] for n in _parts(carry.body)]
+        todo += _needed_by(carry.body, region)
         if carry.relative_to:
-            todo.append(table[carry.relative_to])
+            todo.append(region.carry(carry.relative_to))
             todo += [c for c in region.carries if _lower_moment(c, carry)]
     return replace(region, carries=tuple(c for c in region.carries if c.name in keep), emits=emits)
 
 
+def _needed_by(body: Expr, region: Region) -> list[Carry]:
+    """The carries that `body` reads by name, and the scans in it."""
+    below = topological([body])
+    parts = {e["name"].removesuffix(".m").removesuffix(".l") for e in below if e.op == "carry"}
+    return [c for c in region.carries if c.name in parts or (c.kind is Kind.AFFINE and c.body in below)]
+
+
 def _lower_moment(c: Carry, of: Carry) -> bool:
     return (c.relative_to, c.body, c.exponent) == (of.relative_to, of.body, of.exponent) and c.moment < of.moment
-
-
-def _parts(body) -> set[str]:
-    return {e["name"].removesuffix(".m").removesuffix(".l") for e in topological([body]) if e.op == "carry"}
 
 
 def cut(program: Program, backward_regions: Collection[str]) -> tuple[Program, Program | None, tuple[str, ...]]:
@@ -125,6 +128,6 @@ def _only_for_backward(program: Program, late: set[int]) -> set[int]:
     return moved
 
 
-def _saved_buffers(back: Program, saved: tuple[str, ...]):
+def _saved_buffers(back: Program, saved: tuple[str, ...]) -> tuple[Buffer, ...]:
     found = {e["buffer"].name: e["buffer"] for e in topological(back.roots()) if e.op == "read"}
     return tuple(found[n] for n in saved if n in found)

@@ -36,6 +36,17 @@ class Leaf:
     given: bool = False                                      # the anchor names the stream; the grid is what all keep
 
 
+    def all_needs(self) -> set[Leaf]:
+        """The leaves this one depends on, however indirectly."""
+        found, todo = set[Leaf](), list(self.needs)
+        while todo:
+            leaf = todo.pop()
+            if leaf not in found:
+                found.add(leaf)
+                todo += leaf.needs
+        return found
+
+
 def expand_picks(roots: Iterable[Expr]) -> list[Expr]:
     """pick_v(x, y) -> sum_v where(v == y, x, 0): the form a sweep accumulates."""
     def rule(node: Expr) -> Expr | None:
@@ -142,17 +153,11 @@ def inside(leaf: Leaf, leaves: Mapping[Expr, Leaf]) -> list[Expr]:
 
 
 def _mark(program: Program, leaves: dict[Expr, Leaf]) -> None:
-    def reach(roots: list[Expr]) -> set[Leaf]:
-        todo = [leaves[e] for e in topological(roots, leaves) if e in leaves]
-        seen: set[Leaf] = set()
-        while todo:
-            leaf = todo.pop()
-            if leaf not in seen:
-                seen.add(leaf)
-                todo += leaf.needs
-        return seen
-    for leaf in reach([t.value for o in program.outputs if o.gradient_of is None for t in o.terms]):
-        leaf.forward = True
+    results = [t.value for o in program.outputs if o.gradient_of is None for t in o.terms]
+    for value in topological(results, leaves):
+        if value in leaves:
+            for leaf in {leaves[value], *leaves[value].all_needs()}:
+                leaf.forward = True
     for leaf in map(leaves.__getitem__, _by_need(leaves)):
         below = inside(leaf, leaves)
         reads_cotangent = any(e.op == "read" and e["buffer"].name in program.cotangents for e in below)

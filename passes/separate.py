@@ -131,9 +131,13 @@ class _Translation:
         return symbol
 
     def _statistic(self, x: Expr) -> Any:
-        s, ell = x.args
-        if ell not in self.statistics or ell.args[0] is not s:
+        s, total = x.args
+        ell = next((e for e in _parts(total) if e in self.statistics and e.args[0] is s), None)
+        if ell is None:
             return Miss("NOT_SEPARABLE", x.origin, "the operand is not that of the statistic")
+        if ell is not total:                  # exp(s - T) = exp(s - L) exp(L - T), the second a row value
+            return self._statistic(make(x.op, s, ell)) * self._row(make("exp_sub", ell, total)) if x.op == "exp_sub" \
+                else self._statistic(make(x.op, s, ell)) + self._row(ell - total)
         if x.op == "exp_sub":
             weight, inverse = self.symbol(("E", ell), positive=True), self.symbol(("1/l", ell), positive=True)
             self.streamed[weight] = ("E", ell)
@@ -143,6 +147,11 @@ class _Translation:
         self.streamed[distance] = ("u", ell)
         self.rows[log] = lambda resolver: make("log", resolver.pair(ell)[1])
         return distance - log
+
+
+def _parts(total: Expr) -> list[Expr]:
+    """The statistics that a log-sum-exp is combined from."""
+    return [p for a in total.args for p in _parts(a)] if total.op == "logaddexp" else [total]
 
 
 def separate(body: Expr, streams: tuple[Axis, ...], statistics: Collection[Expr],

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
 from fuse.frontend.shadow import where as place_of
 from fuse.frontend.symbols import shape_of, symbol_hints
@@ -22,6 +23,7 @@ class Imported:
     inputs: list[torch.fx.Node]
     exits: list[torch.fx.Node]
     where: str | None
+    anchors: list[torch.fx.Node]
 
 
 def find(gm: torch.fx.GraphModule, options: Any) -> tuple[list[Imported], list[Miss]]:
@@ -37,7 +39,7 @@ def find(gm: torch.fx.GraphModule, options: Any) -> tuple[list[Imported], list[M
         (n, d), (v, _) = shape_of(tensors[0]), shape_of(tensors[1])
         dtypes = [str(t.dtype).removeprefix("torch.") for t in tensors]
         hints = tuple(sorted(symbol_hints(tensors).items()))
-        found.append(Imported(cross_entropy(n, d, v, *dtypes, hints=hints), [h, W, y], [node], place_of(logits)))
+        found.append(Imported(cross_entropy(n, d, v, *dtypes, hints=hints), [h, W, y], [node], place_of(logits), [logits]))
     return found, misses
 
 
@@ -71,6 +73,23 @@ class Kernels:
 def carry_text(carry: Any) -> str:
     """'lse[a0]', 'sum[a0, a1]': what a carry is, whatever its name."""
     return f"{carry.kind.value}[{', '.join(sorted(a.name for a in carry.axes))}]"
+
+
+def install(monkeypatch: Any) -> Kernels:
+    """Puts everything here in the place of what it stands for."""
+    import fuse.frontend
+    import fuse.runtime.ops
+    import fuse.runtime.plan
+    from fuse import backend
+
+    kernels = Kernels()
+    monkeypatch.setattr(fuse.frontend, "find", find)
+    monkeypatch.setattr(fuse.runtime.plan, "compile_region", kernels.compile_region)
+    monkeypatch.setattr(fuse.runtime.plan, "target_for", lambda *_: Target)
+    monkeypatch.setattr(fuse.runtime.ops, "_executables", {})
+    monkeypatch.setattr(backend, "finish", quick)
+    counters["fuse"].clear()
+    return kernels
 
 
 class Target:

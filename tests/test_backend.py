@@ -19,18 +19,7 @@ N, V, D = 37, 101, 16
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Only the backend is under test: everything around it is a stand-in."""
-    import fuse.frontend
-    import fuse.runtime.plan
-
-    made = stand_in.Kernels()
-    monkeypatch.setattr(fuse.frontend, "find", stand_in.find, raising=False)
-    monkeypatch.setattr(fuse.runtime.plan, "compile_region", made.compile_region)
-    monkeypatch.setattr(fuse.runtime.plan, "target_for", lambda *_: stand_in.Target)
-    monkeypatch.setattr(fuse.runtime.ops, "_executables", {})
-    monkeypatch.setattr(backend, "finish", stand_in.quick)
-    counters["fuse"].clear()
-    return made
+    return stand_in.install(monkeypatch)
 
 
 def step(h, W, y):
@@ -122,8 +111,6 @@ def test_a_second_backward_gives_the_same_gradients(kernels, schedule):
 
 
 def test_a_second_derivative_is_an_error(kernels):
-    from fuse.runtime.plan import plan_region  # noqa: F401  (loads the ops)
-
     h, W, y = data()
     compiled()(h, W, y).backward()
     key, = fuse_keys()

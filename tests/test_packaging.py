@@ -30,12 +30,19 @@ WORKLOADS = {
 }  # fmt: skip
 
 
+def shipped() -> Iterator[tuple[str, Path]]:
+    """(path in a wheel, path in the repository) of every file that is shipped."""
+    for folder, package in SOURCES.items():
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}", path
+
+
 def modules() -> Iterator[tuple[str, Path]]:
     """(dotted name, file) of every module that is shipped."""
-    for folder, package in SOURCES.items():
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            yield ".".join((package, *parts)).removesuffix(".__init__"), path
+    for name, path in shipped():
+        if name.endswith(".py"):
+            yield name.removesuffix(".py").removesuffix("/__init__").replace("/", "."), path
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -102,19 +109,14 @@ def build_wheel(scratch: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_the_wheel_holds_every_module_and_names_the_backend(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_file_and_names_the_backend(tmp_path: Path) -> None:
     with build_wheel(tmp_path) as wheel:
         files = {name for name in wheel.namelist() if ".dist-info/" not in name}
         (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
         entry_points = wheel.read(name).decode()
-    assert files == {"fuse/py.typed", *map(path_in_wheel, modules())}
+    assert files == {name for name, _ in shipped()}
     assert "[torch_dynamo_backends]\nfuse = fuse.backend:fuse" in entry_points
     assert "[console_scripts]\nfuse = fuse.cli:main" in entry_points
-
-
-def path_in_wheel(module: tuple[str, Path]) -> str:
-    name, path = module
-    return name.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py")
 
 
 HIDE_THE_INSTALLED = """

@@ -15,15 +15,11 @@ from math import comb
 from fuse.codegen.cpu.context import Array, Context
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.nests import Nests, Sink
-from fuse.codegen.cpu.spell import CTYPE
+from fuse.codegen.cpu.spell import CTYPE, LOWEST
 from fuse.codegen.cpu.values import Strip, Values, ctype_of_sum
+from fuse.codegen.roles import refuse
 from fuse.codegen.tile import State, Update, Value
 from fuse.ir.program import Kind
-
-LOWEST = {"bool": "false", "float": "float(-INF)", "double": "double(-INF)", "f16": "f16(-INF)", "bf16": "bf16(-INF)",
-          "int64_t": "INT64_MIN", "int32_t": "INT32_MIN", "int16_t": "int16_t(INT16_MIN)", "int8_t": "int8_t(INT8_MIN)",
-          "uint8_t": "uint8_t(0)"}
-
 
 @dataclass(frozen=True)
 class Weighted:
@@ -39,7 +35,8 @@ class Fold:
 
     updates: tuple[Update, ...]
     weighted: tuple[Weighted, ...] = ()
-    sinks: tuple[Sink, ...] = ()           # maps that ride along (over outer + strip)
+    fills: tuple[tuple[Value, Array], ...] = ()    # values (over outer + strip) stored on the way, for matrix products
+    emits: tuple[Sink, ...] = ()                   # stores (over outer + strip)
     shared: frozenset[str] = frozenset()   # LSE states whose tile maximum others need
 
 
@@ -93,6 +90,20 @@ class Folds:
             return "1"
         return f"exp_({delta})" if u.exponent == 1 else f"exp_({self.exponent(u)} * {delta})"
 
+    def sinks(self, fold: Fold) -> list[Sink]:
+        return [self.nests.writer(value, array) for value, array in fold.fills] + list(fold.emits)
+
+    def accumulator(self, u: Update) -> Sink:
+        """A sink for a state that has every dim of the tile (it reduces batch axes alone)."""
+        def sink(frame: Frame) -> None:
+            assert u.value is not None
+            if u.kind not in (Kind.SUM, Kind.MAX) or u.relative is not None:
+                raise refuse(f"a {u.kind.value} over batch axes alone")
+            name, array = self.values.get(u.value, frame), self.array(u.state, frame)
+            target = self.nests.target(array, frame)
+            frame.add(f"{target} += {name};" if u.kind is Kind.SUM else f"{target} = max_({target}, {name});")
+        return sink
+
     # ---- along ------------------------------------------------------------------------------------------------------
 
     def along(self, frame: Frame, fold: Fold, outer: tuple[str, ...], reduce: tuple[str, ...], strip: str) -> None:
@@ -113,7 +124,8 @@ class Folds:
             self.settle(lses, second, chunk, "sum_of<{total}>(g_{state})")
             self.nests.close(chunk, inner)
         else:
-            assert not reduce, "a shared maximum needs the whole tile of one row"
+            if reduce:
+                raise refuse("a product relative to a maximum over rows and columns")
             self.whole_tile(inner, fold, lses, first, second, strip)
         self.nests.close(inner, frame)
 
@@ -140,7 +152,7 @@ class Folds:
                 kept[u.value.id] = f"s{u.value.id}[c]"
         for u in first:
             self.accumulate(u, body)
-        for sink in fold.sinks:
+        for sink in self.sinks(fold):
             sink(body)
         body.close()
         for u in first:
@@ -180,7 +192,7 @@ class Folds:
         state = self.ctx.program.state(u.state)
         if u.kind is Kind.ARGMAX:
             best, where = (self.at(self.array(f"{u.state}{s}", chunk), chunk) for s in ("_v", "_i"))
-            first = {"row": "row0 + c0", "col": "col0 + c0"}[u.over[0]]
+            first = {"row": "row0 + first", "col": "col0 + first"}[u.over[0]]
             chunk.add(f"take_first(h_{u.state}, w_{u.state}, {first}, {best}, {where});")
             return
         target = self.at(self.array(u.state, chunk), chunk)

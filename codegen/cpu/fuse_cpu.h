@@ -202,13 +202,13 @@ template <class T> INLINE const T* line(const T* p, const Walk& w, int n, T* cop
 }
 
 // The other way: n values to strided memory, converted to its type.
-template <class T, class S> INLINE void put(T* p, const Walk& w, int n, const S* from) {
+template <class T, class S> INLINE void put(T* p, const Walk& w, int64_t n, const S* from) {
   if (!w.table && w.stride == 1) {
     T* to = p + w.base;
 #pragma omp simd
-    for (int i = 0; i < n; ++i) to[i] = T(from[i]);
+    for (int64_t i = 0; i < n; ++i) to[i] = T(from[i]);
   } else {
-    for (int i = 0; i < n; ++i) p[w(i)] = T(from[i]);
+    for (int64_t i = 0; i < n; ++i) p[w(i)] = T(from[i]);
   }
 }
 
@@ -266,10 +266,23 @@ template <class T> INLINE int leading(const Mat<T>& a, int64_t rows, int64_t col
   int64_t least = a.t ? rows : cols;
   return int(a.ld > least ? a.ld : least > 1 ? least : 1);
 }
+// The product where libtorch exports no GEMM.
+template <class T> inline void plain(int64_t m, int64_t n, int64_t k, Mat<T> a, Mat<T> b, T beta, T* c, int64_t ldc) {
+  for (int64_t i = 0; i < m; ++i) {
+    T* __restrict to = c + i * ldc;
+    for (int64_t j = 0; j < n; ++j) to[j] = beta == T(0) ? T(0) : beta * to[j];
+    for (int64_t l = 0; l < k; ++l) {
+      const T x = a.p[a.t ? l * a.ld + i : i * a.ld + l];
+      if (b.t) for (int64_t j = 0; j < n; ++j) to[j] += x * b.p[j * b.ld + l];
+      else for (int64_t j = 0; j < n; ++j) to[j] += x * b.p[l * b.ld + j];
+    }
+  }
+}
 // c[m, n] (row-major, leading dimension ldc) = a[m, k] b[k, n] + beta c
 template <class T, class F>
 inline void gemm_(F* f, int64_t m, int64_t n, int64_t k, Mat<T> a, Mat<T> b, T beta, T* c, int64_t ldc) {
   if (m <= 0 || n <= 0) return;
+  if (!f) return plain(m, n, k, a, b, beta, c, ldc);
   const int M = int(m), N = int(n), K = int(k), la = leading(a, m, k), lb = leading(b, k, n), lc = int(ldc > 1 ? ldc : 1);
   const T one = 1;
   f(b.t ? "T" : "N", a.t ? "T" : "N", &N, &M, &K, &one, b.p, &lb, a.p, &la, &beta, c, &lc);
@@ -281,6 +294,10 @@ inline void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<double> a, 
   gemm_(f.dgemm, m, n, k, a, b, beta, c, ldc);
 }
 template <class T> INLINE Mat<T> turned(Mat<T> a) { return {a.p, a.ld, !a.t}; }
+
+template <class T> inline void start(T* p, int64_t n, T x) {
+  for (int64_t i = 0; i < n; ++i) p[i] = x;
+}
 
 // ---- workspace ---------------------------------------------------------------------------------------------------
 // Hands out aligned pieces; with a null base it only counts.

@@ -1,9 +1,10 @@
 """Folds `across` the strip: each lane is a state of its own (see `folds`)."""
 from __future__ import annotations
 
-from fuse.codegen.cpu.folds import LOWEST, Fold, Folds
+from fuse.codegen.cpu.folds import Fold, Folds
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.nests import index_of
+from fuse.codegen.cpu.spell import LOWEST
 from fuse.codegen.cpu.values import Strip, ctype_of_sum
 from fuse.codegen.tile import Update
 from fuse.ir.program import Kind

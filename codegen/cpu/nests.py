@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 from fuse.codegen.cpu.context import INDEX, Array, Context
 from fuse.codegen.cpu.frame import Frame
-from fuse.codegen.cpu.spell import CTYPE
-from fuse.codegen.cpu.values import Strip, Values, times
-from fuse.codegen.tile import Store, Value
+from fuse.codegen.cpu.spell import CTYPE, LOWEST
+from fuse.codegen.cpu.values import Strip, Values, ctype_of_sum, times
+from fuse.codegen.tile import Reduce, Store, Value
 
 Sink = Callable[[Frame], None]
 
@@ -19,7 +19,6 @@ def index_of(dim: str) -> str:
 class Nests:
     def __init__(self, ctx: Context, values: Values):
         self.ctx, self.values = ctx, values
-        values.materialise = self.materialise
 
     # ---- loops ------------------------------------------------------------------------------------------------------
 
@@ -38,8 +37,8 @@ class Nests:
     def chunk(self, frame: Frame, dim: str, step: str = "CHUNK", parallel: bool = False) -> Frame:
         pragma = "#pragma omp parallel for num_threads(inner) if (inner > 1)\n" if parallel else ""
         count = self.ctx.count(dim)
-        chunk = frame.open(f"{pragma}for (int c0 = 0; c0 < {count}; c0 += {step}) {{")
-        chunk.add(f"const int n = int({count}) - c0 < {step} ? int({count}) - c0 : {step};")
+        chunk = frame.open(f"{pragma}for (int first = 0; first < {count}; first += {step}) {{")
+        chunk.add(f"const int n = int({count}) - first < {step} ? int({count}) - first : {step};")
         chunk.things["strip"] = Strip(dim, limit=step)
         return chunk
 
@@ -69,6 +68,25 @@ class Nests:
         home.things["array", value.id] = array
         return array
 
+    def inner(self, home: Frame, s: Reduce, array: Array) -> None:
+        """An inner sum or max: one total per point of the result's dims."""
+        ctype, op = self.ctx.ctype(s.out), s.op
+        total, identity = (ctype_of_sum(s.out.dtype), "0") if op == "sum" else (ctype, LOWEST[ctype])
+        block = home.open("{")
+        loops = self.outer(block, s.out.dims)
+        name = f"total{s.out.id}"
+        loops.add(f"{total} {name} = {identity};")
+        chunk = self.chunk(self.outer(loops, s.over[:-1], parallel=False), s.over[-1])
+        chunk.add(f"{ctype} h[LANES]; fill(h, {ctype}({identity}));")
+        body = self.strip(chunk, s.over[-1])
+        value = self.values.get(s.x, body)
+        body.add(f"h[k] += {value};" if op == "sum" else f"h[k] = max_(h[k], {value});")
+        body.close()
+        chunk.add(f"{name} += sum_of<{total}>(h);" if op == "sum" else f"{name} = max_({name}, max_of(h));")
+        self.close(chunk, loops)
+        loops.add(f"{array.at({d: loops.bound[d] for d in array.layout})} = {name};")
+        self.close(loops, home)
+
     def allocate(self, value: Value, layout: tuple[str, ...]) -> Array:
         array, count = self.ctx.row_major(f"t{value.id}", self.ctx.ctype(value), layout)
         self.ctx.task.take(array.name, array.ctype, count)
@@ -91,7 +109,7 @@ class Nests:
 
     def output_walk(self, buffer: str, dim: str, frame: Frame) -> str:
         """Element offsets of an output along a dim of the tile; declared once in the frame that walks it."""
-        name = f"{buffer}_{dim}"
+        name = f"w{buffer}_{dim}"
         if frame.thing(("walk", name)):
             return name
         axes, slot = self.ctx.program.dims[dim], self.ctx.program.slot(buffer)
@@ -100,7 +118,8 @@ class Nests:
         start = {"row": "row0", "col": "col0"}.get(dim, "0")
         strides = [f"{buffer}_{a}" if a in slot.axes else "0" for a in axes]
         if len(axes) == 1:
-            home.add(f"const Walk {name} = {{{start} * {strides[0]}, {strides[0]}, nullptr}};")
+            first = f"{start} * {strides[0]}" if start != "0" else "0"
+            home.add(f"const Walk {name} = {{{first}, {strides[0]}, nullptr}};")
         elif not axes:
             home.add(f"const Walk {name} = {{0, 0, nullptr}};")
         else:
@@ -130,7 +149,7 @@ class Nests:
             beside.add(f"{ctype} {buffer}_line[CHUNK];")
             frame.add(f"{buffer}_line[c] = {value};")
             start = " + ".join([self.output_base(buffer), *offsets])
-            frame.after.append(f"put({start}, from({walk}, c0), n, {buffer}_line);")
+            frame.after.append(f"put({start}, from({walk}, first), n, {buffer}_line);")
         return sink
 
     def emit(self, store: Store) -> Sink:

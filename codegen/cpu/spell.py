@@ -8,6 +8,10 @@ CTYPE = {"float32": "float", "float64": "double", "bfloat16": "bf16", "float16":
 SIZEOF = {"float": 4, "double": 8, "bf16": 2, "f16": 2, "int64_t": 8, "int32_t": 4, "int16_t": 2, "int8_t": 1, "uint8_t": 1,
           "bool": 1, "int": 4}
 
+LOWEST = {"bool": "false", "float": "float(-INF)", "double": "double(-INF)", "f16": "f16(-INF)", "bf16": "bf16(-INF)",
+          "int64_t": "INT64_MIN", "int32_t": "INT32_MIN", "int16_t": "int16_t(INT16_MIN)", "int8_t": "int8_t(INT8_MIN)",
+          "uint8_t": "uint8_t(0)"}
+
 
 def infix(symbol: str) -> Callable[..., str]:
     return lambda a, b: f"({a} {symbol} {b})"
@@ -41,7 +45,7 @@ def literal(value: float | int | bool, dtype: str) -> str:
     if dtype == "bool":
         return "true" if value else "false"
     if not isinstance(value, float):
-        return str(value) if ctype == "int64_t" and abs(value) < 2 ** 31 else f"{ctype}({value}LL)"
+        return f"{ctype}({value}{'' if abs(value) < 2 ** 31 else 'LL'})"
     if value != value:
         return f"{ctype}(__builtin_nan(\"\"))"
     if value in (float("inf"), float("-inf")):

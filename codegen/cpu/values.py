@@ -14,7 +14,7 @@ class Strip:
     """The vectorised loop: `index` runs over positions base .. base + count - 1 of `dim`, relative to base."""
 
     dim: str
-    base: str = "c0"
+    base: str = "first"
     index: str = "c"
     count: str = "n"
     limit: str = "CHUNK"
@@ -152,7 +152,7 @@ class Values:
 
     def walk(self, load: Load, dim: str, frame: Frame) -> str:
         """The Walk of the load along one dim; declared once per tile."""
-        name = f"l{load.number}_{dim}"
+        name = f"w{load.number}_{dim}"
         if frame.thing(("walk", name)):
             return name
         computed = [i for i in load.index if isinstance(i, Value)]
@@ -172,7 +172,8 @@ class Values:
         if not varies:
             home.add(f"const Walk {affine} = {{0, 0, nullptr}};")
         elif len(axes) == 1:
-            home.add(f"const Walk {affine} = {{{start} * {strides[0]}, {strides[0]}, nullptr}};")
+            first = f"{start} * {strides[0]}" if start != "0" else "0"
+            home.add(f"const Walk {affine} = {{{first}, {strides[0]}, nullptr}};")
         else:
             home.add(f"const int64_t {affine}_n[] = {{{', '.join(map(self.ctx.extent, axes))}}}, "
                      f"{affine}_s[] = {{{', '.join(strides)}}};",
@@ -184,7 +185,7 @@ class Values:
 
     def tabulate(self, load: Load, dim: str, along: list[Value], strides: list[str], home: Frame) -> None:
         """Offsets that need a computed index, one per position."""
-        name = f"l{load.number}_{dim}"
+        name = f"w{load.number}_{dim}"
         i = {"row": "r", "col": "j"}[dim]
         loop = home.open(f"for (int {i} = 0; {i} < {self.ctx.count(dim)}; ++{i}) {{", {dim: i})
         terms = [f"{name}_a({i})", *(f"{self.get(v, loop)} * {s}" for v, s in zip(along, strides, strict=True))]

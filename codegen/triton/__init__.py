@@ -29,7 +29,7 @@ from fuse.reasons import Miss, Refused
 def text_of(region: Region, schedule: Schedule) -> tuple[str, list[tuple[Piece, Sweep]]]:
     """The module's source and, per piece, the kernel in it."""
     kernels = [(p, sweep(f"sweep{k}", p.program, schedule, stages_of(p.program) if p.slab else ()))
-               for k, p in enumerate(pieces(region, schedule.kind))]
+               for k, p in enumerate(pieces(region, schedule.kind, bool(schedule.knob("apart"))))]
     body = "".join(kernel.text for _, kernel in kernels)
     return HEADER + helpers_of(body) + body, kernels
 

@@ -7,7 +7,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fuse.codegen.lower import lower
@@ -29,8 +29,8 @@ class Piece:
     slab: bool
 
 
-def pieces(region: Region, kind: str) -> tuple[Piece, ...]:
-    """In execution order. Refused if a carry cannot be computed under the schedule `kind`."""
+def pieces(region: Region, kind: str, apart: bool = False) -> tuple[Piece, ...]:
+    """In execution order; `apart`: no two accumulators share a kernel. Refused if `kind` cannot compute some carry."""
     out: list[Piece] = []
     for level in range(region.sweeps):
         carries, emits = one_level(region, level)
@@ -38,11 +38,13 @@ def pieces(region: Region, kind: str) -> tuple[Piece, ...]:
         slab = [c for c in carries if kind == COLUMN_SLAB and on_slab(region, c)]
         rest = [c for c in carries if c not in slab]
         own = [c for c in rest if not set(c.over) & grid]
-        if own or emits:
-            out.append(piece(region, own, emits, region.streams, region.grid))
+        single = [c for c in own if apart and wide_sum(c, region)]
+        if len(own) > len(single) or emits:
+            out.append(piece(region, [c for c in own if c not in single], emits, region.streams, region.grid))
+        out += [piece(region, [c], (), region.streams, region.grid) for c in single]
         if slab:
             out.append(piece(region, slab, (), region.streams, region.grid, slab=True))
-        for group in by_over(c for c in rest if set(c.over) & grid):
+        for group in by_over([c for c in rest if set(c.over) & grid], apart):
             out.append(swapped(region, group))
     return tuple(out)
 
@@ -94,13 +96,17 @@ def swapped(region: Region, carries: list[Carry]) -> Piece:
     return piece(region, carries, (), streams, grid)
 
 
-def by_over(carries: Iterable[Carry]) -> list[list[Carry]]:
-    groups: dict[frozenset[Axis], list[Carry]] = {}
+def by_over(carries: Sequence[Carry], apart: bool) -> list[list[Carry]]:
+    groups: dict[tuple, list[Carry]] = {}
     for carry in carries:
         if carry.relative_to is not None:
             raise refuse("a relative sum over the grid")
-        groups.setdefault(frozenset(carry.over), []).append(carry)
+        groups.setdefault((frozenset(carry.over), carry.name if apart else ""), []).append(carry)
     return list(groups.values())
+
+
+def wide_sum(carry: Carry, region: Region) -> bool:
+    return carry.kind is Kind.SUM and carry.relative_to is None and bool(set(carry.axes) - {*region.grid, *region.streams})
 
 
 def one_level(region: Region, level: int) -> tuple[list[Carry], list[Emit]]:

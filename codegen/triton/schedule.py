@@ -3,16 +3,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from fuse.codegen import Schedule
-from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE, Piece, pieces
+from fuse.codegen.tile import TileProgram
+from fuse.codegen.triton.emit import dot_dtype
 from fuse.codegen.triton.kernel import contracted_dims, has_tile_dot
+from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE, Piece, pieces
 from fuse.ir.program import Region
 from fuse.reasons import Refused
 
+CHUNK = 128          # columns of an accumulator that does not fit, one chunk per program, each recomputing the tile
 ON_CHIP = 256        # widest accumulators of one row, in elements, that stay in registers
-WHOLE = 128          # a contraction up to this long is one tile, and its row operand stays on chip
+WHOLE = 128          # a contraction up to this long is one tile, and its row operand stays on chip (not on AMD: it spills)
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,24 @@ class Config:
 
 # For 2-byte operands, by the width of what is accumulated: 0 is row vectors only, or a slab that is written.
 HALF: dict[str, dict[int, tuple[Config, ...]]] = {
+    "sm80": {
+        0: (Config(128, 128, 64, 8, 3, 16), Config(128, 64, 64, 8, 3)),
+        64: (Config(128, 64, 64, 8, 2), Config(64, 64, 64, 8, 2)),
+        256: (Config(64, 64, 64, 8, 2), Config(64, 32, 64, 8, 2)),
+    },
     "sm90": {
-        0: (Config(128, 128, 64, 8, 3, 16), Config(64, 128, 64, 8, 3), Config(64, 64, 64, 4, 3)),
-        64: (Config(128, 64, 64, 8, 2), Config(64, 64, 32, 4, 2)),
-        128: (Config(128, 64, 64, 8, 2), Config(64, 64, 32, 8, 2)),
-        256: (Config(64, 64, 64, 8, 2), Config(32, 64, 32, 8, 2)),
+        0: (Config(128, 128, 64, 8, 3, 16), Config(128, 64, 64, 8, 3)),
+        128: (Config(128, 64, 64, 8, 2), Config(64, 64, 64, 8, 2)),
+        256: (Config(64, 64, 64, 8, 2), Config(64, 32, 64, 8, 2)),
+    },
+    "gfx942": {
+        0: (Config(128, 128, 64, 8, 2, 16), Config(128, 64, 64, 8, 2)),
+        64: (Config(128, 64, 32, 8, 2), Config(64, 64, 32, 8, 2)),
+        128: (Config(64, 64, 32, 8, 2), Config(64, 32, 32, 8, 2)),
+        256: (Config(64, 32, 32, 8, 2), Config(32, 32, 32, 8, 2)),
     },
 }
+HALF["sm100"] = HALF["sm90"]
 # For float32 operands, multiplied on the ordinary units: small tiles, everything in registers.
 FULL: dict[int, tuple[Config, ...]] = {
     0: (Config(64, 64, 32, 8, 2), Config(32, 64, 32, 4, 2)),
@@ -51,30 +66,46 @@ KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "precision", "pi
 def candidates(region: Region, hints: Mapping[str, int], arch: str, options: Any) -> Sequence[Schedule]:
     """Schedules for `region` on `arch`. `options.tile` overrides tile extents (row, col, deep) and knobs."""
     forced = dict(getattr(options, "tile", None) or {})
-    found: list[Schedule] = []
-    for kind in kinds(region, hints):
-        parts = pieces_or_none(region, kind)
-        if parts is None:
-            continue
-        width = max(accumulated(p, hints) for p in parts)
-        chunk = 128 if width > ON_CHIP else 0
-        for config in configs(parts, min(chunk or width, ON_CHIP), hints, arch):
-            found.append(schedule(kind, config, parts, chunk, forced))
+    found = [s for plan in plans(region, hints) for s in plan.schedules(hints, arch, forced)]
     return list(dict.fromkeys(found))
 
 
-def pieces_or_none(region: Region, kind: str) -> tuple[Piece, ...] | None:
-    try:
-        return pieces(region, kind)
-    except Refused:
-        return None
+@dataclass(frozen=True)
+class Plan:
+    """One way to cut the region into kernels. `width`: what the most demanding one accumulates, in elements per row."""
+
+    kind: str
+    apart: bool
+    parts: tuple[Piece, ...]
+    width: int
+
+    def schedules(self, hints: Mapping[str, int], arch: str, forced: Mapping[str, Any]) -> Iterator[Schedule]:
+        chunk = CHUNK if self.width > ON_CHIP else 0
+        deepest = max((p.program.extent(d).evaluate(hints) for p in self.parts for d in contracted_dims(p.program)), default=0)
+        dots = any(has_tile_dot(p.program) for p in self.parts)
+        for c in configs(self.parts, chunk or self.width, arch):
+            tile = {"row": c.row, "col": c.col, "deep": 0 if deepest <= WHOLE and arch.startswith("sm") else c.deep}
+            knobs = {"warps": c.warps, "stages": c.stages, "group": c.group, "chunk": chunk, "apart": int(self.apart),
+                     "pipeline": 0 if dots else c.stages, "lazy": 0 if dots else 1, "least": 16 if dots else 1}
+            for name, value in forced.items():
+                (knobs if name in KNOBS else tile)[name] = value
+            yield Schedule(self.kind, nonzero(tile), "grid", nonzero(knobs))
 
 
-def kinds(region: Region, hints: Mapping[str, int]) -> Iterator[str]:
-    """Products too wide for registers go through a slab first; the others recompute first."""
-    parts = pieces_or_none(region, RECOMPUTE)
-    wide = parts is None or any(accumulated(p, hints) > ON_CHIP for p in parts)
-    yield from (COLUMN_SLAB, RECOMPUTE) if wide else (RECOMPUTE, COLUMN_SLAB)
+def nonzero(table: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((k, v) for k, v in table.items() if v)
+
+
+def plans(region: Region, hints: Mapping[str, int]) -> list[Plan]:
+    """Everything on chip if it fits, each accumulator in its own kernel if only that fits, else a slab; the rest after."""
+    found = []
+    for kind, apart in ((RECOMPUTE, False), (RECOMPUTE, True), (COLUMN_SLAB, False)):
+        try:
+            parts = pieces(region, kind, apart)
+        except Refused:
+            continue
+        found.append(Plan(kind, apart, parts, max(accumulated(p, hints) for p in parts)))
+    return sorted(found, key=lambda p: p.width > ON_CHIP)
 
 
 def accumulated(piece: Piece, hints: Mapping[str, int]) -> int:
@@ -83,29 +114,21 @@ def accumulated(piece: Piece, hints: Mapping[str, int]) -> int:
         return 0
     total = 0
     for state in piece.program.states:
-        width = 1
-        for dim in state.dims:
-            if dim not in ("row", "col"):
-                width *= piece.program.extent(dim).evaluate(hints)
-        total += width if width > 1 else 0
+        widths = [piece.program.extent(d).evaluate(hints) for d in state.dims if d not in ("row", "col")]
+        total += prod(widths) if widths else 0
     return total
 
 
-def configs(parts: Sequence[Piece], width: int, hints: Mapping[str, int], arch: str) -> Sequence[Config]:
+def configs(parts: Sequence[Piece], width: int, arch: str) -> Sequence[Config]:
     programs = [p.program for p in parts]
     if not any(map(has_tile_dot, programs)):
         return NO_DOT
-    narrow = all(s.dtype != "float32" for p in programs for s in p.inputs if s.dtype in ("float32", "bfloat16", "float16")
-                 and any(load.buffer == s.name and len(load.out.dims) > 1 for load in p.loads))
-    table = HALF.get(arch, HALF["sm90"]) if narrow else FULL
+    table = HALF.get(arch, HALF["sm80"]) if all(map(half, programs)) else FULL
     return table[min(w for w in table if w >= width or w == max(table))]
 
 
-def schedule(kind: str, config: Config, parts: Sequence[Piece], chunk: int, forced: Mapping[str, Any]) -> Schedule:
-    dots = any(has_tile_dot(p.program) for p in parts)
-    tile = {"row": config.row, "col": config.col, "deep": config.deep}
-    knobs = {"warps": config.warps, "stages": config.stages, "group": config.group, "chunk": chunk,
-             "pipeline": 0 if dots else config.stages, "lazy": 0 if dots else 1, "least": 16 if dots else 1}
-    for name, value in forced.items():
-        (knobs if name in KNOBS else tile)[name] = value
-    return Schedule(kind, tuple((k, v) for k, v in tile.items() if v), "grid", tuple((k, v) for k, v in knobs.items() if v))
+def half(program: TileProgram) -> bool:
+    """Do all dots run on 2-byte operands?"""
+    inner = [dot_dtype(program, d.a, d.b) for d in program.dots]
+    outer = [dot_dtype(program, u.wide) for level in program.levels for u in level.updates if u.wide is not None]
+    return "float32" not in inner + outer

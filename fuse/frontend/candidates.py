@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fuse.frontend.context import mutated_arguments
 from fuse.frontend.shadow import Shadow, Value, example, where
 from fuse.frontend.symbols import numel_hint, symbol_hints
 from fuse.frontend.tables import kind_of
@@ -71,53 +72,92 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
 
 def find_candidates(graph: fx.Graph, min_virtual_bytes: int) -> tuple[list[Candidate], list[Miss]]:
     """Candidates that are worth importing, and a Miss for each that was looked at and refused."""
-    anchors = [n for n in graph.nodes if _may_amplify(n)]
-    if not anchors:
+    large = [n for n in graph.nodes if _may_amplify(n)]
+    if not large:
         return [], []
     shadow = Shadow(graph)
-    anchors = [n for n in anchors if _is_anchor(shadow, n)]
-    hints = symbol_hints(t for n in graph.nodes for t in tensors_of(example(n)))
     found: list[Candidate] = []
     misses: list[Miss] = []
+    anchors: list[fx.Node] = []
+    for node in large:
+        try:
+            anchors += [node] if _is_anchor(shadow, node) else []
+        except Refused as refused:
+            misses.append(refused.miss)
+    hints = symbol_hints(t for n in graph.nodes for t in tensors_of(example(n)))
     for group in _merged([(a, _closure(shadow, a)) for a in anchors]):
         try:
             found.append(_candidate(shadow, group, hints, min_virtual_bytes))
         except Refused as refused:
-            misses.append(refused.miss)
+            # A product of two activations that only outgrows the smaller one is an everyday layer: nothing to report.
+            if refused.miss.code != "EXITS_TOO_BIG" or any(_outgrows_all(a) for a in group[0]):
+                misses.append(refused.miss)
     return found, misses
 
 
 # ---- anchors ----------------------------------------------------------------------------------------------------
 
+CONTRACTS = ("linear", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm", "__matmul__")
+
+
+def _floats(node: fx.Node) -> list[fx.Node]:
+    return [a for a in node.all_input_nodes if isinstance(t := example(a), torch.Tensor)
+            and (t.is_floating_point() or t.is_complex())]
+
+
 def _may_amplify(node: fx.Node) -> bool:
-    """By metadata alone: two floating operands, and a result twice as large as the smaller of the two largest."""
+    """By metadata alone: is the result twice as large as the smaller of the two largest floating operands?
+
+    Parameters are not counted beside other operands: they are stored whatever happens.
+    """
     if node.op not in ("call_function", "call_method"):
         return False
     result = example(node)
     if not isinstance(result, torch.Tensor) or not (result.is_floating_point() or result.is_complex()):
         return False
+    operands = _floats(node)
+    made = [a for a in operands if not _is_parameter(a)]
+    sizes = sorted(n for a in (made or operands) if (n := _numel(example(a))) is not None)
     total = _numel(result)
-    operands = sorted(n for a in node.all_input_nodes if isinstance(t := example(a), torch.Tensor)
-                      and (t.is_floating_point() or t.is_complex()) and (n := _numel(t)) is not None)
-    if total is None or not operands:
-        return False
-    return total >= AMPLIFICATION * operands[max(len(operands) - 2, 0)]
+    return bool(sizes) and total is not None and total >= AMPLIFICATION * sizes[max(len(sizes) - 2, 0)]
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    """A parameter, seen through transposes, casts and other nodes with one input."""
+    for _ in range(4):
+        if node.op in ("placeholder", "get_attr"):
+            return isinstance(example(node), torch.nn.Parameter)
+        if len(node.all_input_nodes) != 1:
+            return False
+        node = node.all_input_nodes[0]
+    return False
+
+
+def _outgrows_all(node: fx.Node) -> bool:
+    total = _numel(example(node)) or 0
+    return all(total >= AMPLIFICATION * (_numel(example(a)) or 0) for a in _floats(node))
 
 
 def _is_anchor(shadow: Shadow, node: fx.Node) -> bool:
     value = shadow.value(node)
-    if not isinstance(value, Value) or kind_of(value) != "contraction":
+    if not isinstance(value, Value):
         return False
+    if value.op is None and value.opaque in ("FUNCTORCH", "DTENSOR"):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if name in CONTRACTS:
+            raise Refused(Miss(value.opaque, where(node), node.name))
+    return kind_of(value) == "contraction" and smallest_read(value) is not None
+
+
+def smallest_read(v: Value) -> int | None:
+    """Elements that the smaller operand of a contraction holds."""
     try:
-        operands = product_of(value).operands
+        operands = product_of(v).operands
     except Refused:
-        return False
-    total, reads = elements(node), []
-    for operand in operands:
-        tensor = example(operand.node)
-        reads.append(_numel(tensor) if isinstance(tensor, torch.Tensor) else None)
-    known = [r for r in reads if r is not None]
-    return total is not None and bool(known) and total >= AMPLIFICATION * min(known)
+        return None
+    tensors = [example(o.node) for o in operands]
+    known = [n for t in tensors if isinstance(t, torch.Tensor) and (n := _numel(t)) is not None]
+    return min(known, default=None)
 
 
 # ---- closures ---------------------------------------------------------------------------------------------------
@@ -138,42 +178,53 @@ def asks_for_shape(user: fx.Node) -> bool:
 
 def _closure(shadow: Shadow, anchor: fx.Node) -> set[fx.Node]:
     top = elements(anchor) or 0
+    least = AMPLIFICATION * (smallest_read(shadow.value(anchor)) or 0)
     found, stack = {anchor}, [anchor]
     while stack:
         for user in consumers(stack.pop()):
-            if user in found or not _stays_large(shadow, user, top, found):
+            if user in found or not _stays_large(shadow, user, top, least, found):
                 continue
             found.add(user)
             stack.append(user)
     return found
 
 
-def _stays_large(shadow: Shadow, user: fx.Node, top: int, virtual: set[fx.Node]) -> bool:
-    if user.op not in ("call_function", "call_method") or not any(True for _ in tensors_of(example(user))):
+def _stays_large(shadow: Shadow, user: fx.Node, top: int, least: int, virtual: set[fx.Node]) -> bool:
+    if user.op not in ("call_function", "call_method"):
+        return False
+    if example(user) is None:      # an assignment to a slice: its value is seen by later uses of what it assigns to
+        return any(a in virtual for a in mutated_arguments(user))
+    if not any(True for _ in tensors_of(example(user))):
         return False
     total = elements(user)
     if total is None:
-        # The number of rows depends on data: a selection of rows is as virtual as what it selects from.
-        total = top
-    if not NARROWEST * top <= total <= WIDEST * top:
-        return False
+        total = top                # as many rows as the data says: as virtual as what they are selected from
     values = list(_flat(shadow.value(user)))
-    return bool(values) and all(_streams(v, user, virtual) for v in values)
+    if not values or total > WIDEST * top or not all(_streams(v, user, virtual) for v in values):
+        return False
+    return total >= NARROWEST * top or total >= least and all(_selects(v) for v in values)
+
+
+def _selects(v: Value) -> bool:
+    """A view, or rows chosen by an index: what is left of a large value after it is as virtual."""
+    if v.op in ("index", "index_select"):
+        picked = v.args.get("index", v.args.get("indices"))
+        given = [t for t in (picked if isinstance(picked, (list, tuple)) else [picked]) if isinstance(t, Value)]
+        return bool(given) and all(len(t.shape) < len(v.shape) for t in given)
+    return kind_of(v) == "view"
 
 
 def _streams(v: Value, user: fx.Node, virtual: set[fx.Node]) -> bool:
-    """Is v made from the virtual values by pointwise ops, views and normalisations only?"""
+    """Is v made from the virtual values by ops that can be part of one sweep?"""
     kind = kind_of(v)
-    if kind == "" or kind in ("contraction", "reduction"):
-        return v.node is not user and v.op is None
-    if kind == "gather" and v.op not in ("index", "index_select", "gather", "take_along_dim"):
+    if kind in ("", "contraction") or kind == "gather" and v.op not in ("index", "index_select", "gather", "take_along_dim"):
         return False
     return all(s.node is not user or s.op is None or _streams(s, user, virtual) or not _touches(s, virtual)
                for s in v.sources())
 
 
 def _touches(v: Value, virtual: set[fx.Node]) -> bool:
-    return v.node in virtual or any(_touches(s, virtual) for s in v.sources() if s.node is v.node)
+    return v.node in virtual or any(s.node in virtual or s.node is v.node and _touches(s, virtual) for s in v.sources())
 
 
 def _flat(value: Any) -> Iterator[Value]:
@@ -185,13 +236,14 @@ def _flat(value: Any) -> Iterator[Value]:
 
 
 def _merged(closures: list[tuple[fx.Node, set[fx.Node]]]) -> list[tuple[list[fx.Node], set[fx.Node]]]:
-    """Overlapping closures are one."""
+    """Closures that overlap, or whose values meet in one user, are one."""
     groups: list[tuple[list[fx.Node], set[fx.Node]]] = []
+    reach = lambda nodes: nodes | {u for n in nodes for u in consumers(n) if u.op != "output"}  # noqa: E731
     for anchor, nodes in closures:
         anchors, union = [anchor], set(nodes)
         rest = []
         for group in groups:
-            if group[1] & union:
+            if reach(group[1]) & reach(union):
                 anchors, union = group[0] + anchors, union | group[1]
             else:
                 rest.append(group)
@@ -247,7 +299,7 @@ def _exits(shadow: Shadow, virtual: set[fx.Node], dependent: frozenset[fx.Node])
     inner = _inner(virtual, dependent, shadow)
     found: list[fx.Node] = []
     for node in first:
-        _check_exit(shadow, node)
+        _check_exit(shadow, node, virtual)
         if isinstance(example(node), torch.Tensor):
             found.append(node)
         else:
@@ -256,15 +308,18 @@ def _exits(shadow: Shadow, virtual: set[fx.Node], dependent: frozenset[fx.Node])
     return tuple(sorted(kept, key=shadow.position.__getitem__))
 
 
-def _check_exit(shadow: Shadow, node: fx.Node) -> None:
-    """A user of a virtual value that is not large itself must be a reduction or a selection."""
-    values = list(_flat(shadow.value(node)))
-    for v in values:
-        if v.op is None and v.opaque:
-            raise Refused(Miss(v.opaque if v.opaque != "UNSUPPORTED_OP" else "OTHER_USER", where(node),
-                               lambda: f"{node.name} = {getattr(node.target, '__name__', node.target)}(...)"))
-    if not values:
-        raise Refused(Miss("OTHER_USER", where(node), lambda: f"{node.name} = {getattr(node.target, '__name__', node.target)}(...)"))
+def _check_exit(shadow: Shadow, node: fx.Node, virtual: set[fx.Node]) -> None:
+    """A user of a virtual value that is not large itself must be made of ops that have a rule."""
+    name = getattr(node.target, "__name__", node.target)
+    stack = list(_flat(shadow.value(node)))
+    if not stack:
+        raise Refused(Miss("OTHER_USER", where(node), lambda: f"{node.name} = {name}(...)"))
+    while stack:
+        v = stack.pop()
+        if kind_of(v) == "" and (v.op is None or _touches(v, virtual)):
+            code = v.opaque if v.op is None and v.opaque not in ("", "UNSUPPORTED_OP") else "OTHER_USER"
+            raise Refused(Miss(code, where(node), f"{node.name} = {name}(...)" if v.op is None else f"aten.{v.op}"))
+        stack += [s for s in v.sources() if s.node is node]
 
 
 def _inner(virtual: set[fx.Node], dependent: frozenset[fx.Node], shadow: Shadow) -> set[fx.Node]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fuse.frontend.bind import bind_sizes
 from fuse.frontend.candidates import Candidate
 from fuse.frontend.index import Linear, Split
 from fuse.frontend.shadow import Value, example, where
@@ -96,8 +97,11 @@ class Pull:
         rest, more = self.fresh(name + "i", inner)
         return outer * inner + rest, axes + more
 
-    def bound(self, v: Value, tag: str, extent: Size, index: Index) -> tuple[Linear, list[Axis]]:
-        """A fresh index for a reduction of v: named after node and dimension, so that equal statistics are equal."""
+    def bound(self, v: Value, tag: str, extent: Size, index: Index, *, grid: bool = False) -> tuple[Linear, list[Axis]]:
+        """A fresh index for a reduction of v: named after node and dimension, so that equal statistics are equal.
+
+        `grid`: the rows of a loss, which may be split as freely as those of a result.
+        """
         taken = {a.name for i in index for a in i.axes}
         name = f"{v.node.name}.{tag}" if v.stored else f"{v.node.name}.{v.op}.{tag}"
         while any(t == name or t.startswith(name) and t[len(name):].strip("oi") == "" for t in taken) \
@@ -105,7 +109,7 @@ class Pull:
             name += "'"
         self.extents[name] = extent
         position, axes = self.fresh(name, extent)
-        self.bound_names.update(a.name for a in axes)
+        self.bound_names.update(a.name for a in axes if not grid)
         return position, axes
 
     def rebound(self, v: Value, tag: str, position: Linear, extent: Size, others: Index) -> tuple[Linear, list[Axis]]:
@@ -193,6 +197,12 @@ class Pull:
     def is_anchor(self, v: Value) -> bool:
         return v.node in self.candidate.anchors
 
+    def wide_anchors(self) -> tuple[Expr, ...]:
+        """The anchors at their different indices; one at a few positions only (a diagonal) is an ordinary value."""
+        sizes = {a: self.numel(tuple(x.extent for x in a.axes)) for a in self.anchors}
+        widest = max(sizes.values(), default=0)
+        return tuple(a for a, n in sizes.items() if 4 * n >= widest)
+
     def _read(self, v: Value, idx: Index, rounded: str | None) -> Expr:
         if not v.stored or v.opaque == "MUTATION":
             raise Refused(Miss(v.opaque or "UNSUPPORTED_OP", v.where, lambda: f"{v.node.name} ({v.node.target})"))
@@ -262,13 +272,12 @@ class _Importer:
     def run(self) -> Imported:
         candidate, pull = self.candidate, self.pull
         outputs = tuple(self._exit(k, node) for k, node in enumerate(candidate.exits))
-        outputs, anchors = unify(outputs, tuple(dict.fromkeys(pull.anchors)))
+        outputs, anchors = unify(outputs, pull.wide_anchors())
         nodes = tuple(node for node, _ in pull.inputs)
         buffers = tuple(pull.inputs.values())
-        self._check_sizes(outputs, buffers)
         self._check_mutation(nodes)
-        hints = tuple(sorted(symbol_hints(example(n) for n in (*nodes, *candidate.exits)).items()))
-        program = Program(buffers, outputs, anchors=anchors, hints=hints)
+        hints = symbol_hints(example(n) for n in (*nodes, *candidate.exits))
+        program = bind_sizes(Program(buffers, outputs, anchors=anchors, hints=tuple(sorted(hints.items()))), candidate.where)
         return Imported(program, nodes, candidate.exits, candidate.anchors, candidate, candidate.where)
 
     def _exit(self, k: int, node: fx.Node) -> Output:
@@ -283,14 +292,6 @@ class _Importer:
             found = make("stop", found)
         return Output(Buffer(f"out{k}", v.dtype, shape_of(example(node))), (Term(tuple(i.expr() for i in index), found),))
 
-    def _check_sizes(self, outputs: tuple[Output, ...], inputs: tuple[Buffer, ...]) -> None:
-        """Every symbol must stand alone in some dimension of an input, so that it can be read off when the kernel runs."""
-        bound = {s for b in inputs for e in b.shape if len(e.symbols) == 1 for s in e.symbols if e == Size.symbol(s)}
-        needed = {s for b in inputs for e in b.shape for s in e.symbols} | {s for o in outputs for s in _symbols(o)}
-        missing = sorted(needed - bound)
-        if missing:
-            raise Refused(Miss("UNBOUND_SIZE", self.candidate.where, ", ".join(missing)))
-
     def _check_mutation(self, inputs: tuple[fx.Node, ...]) -> None:
         """An input that changes while the region's values are alive would be read at the wrong time."""
         candidate, shadow = self.candidate, self.candidate.shadow
@@ -304,14 +305,3 @@ class _Importer:
 def _differentiable(node: fx.Node) -> bool:
     tensor = example(node)
     return isinstance(tensor, torch.Tensor) and tensor.requires_grad
-
-
-def _symbols(output: Output) -> set[str]:
-    from fuse.ir.expr import topological
-    found = {s for e in output.buffer.shape for s in e.symbols}
-    for node in topological([e for t in output.terms for e in (*t.index, t.value)]):
-        for a in node.axes:
-            found |= a.extent.symbols
-        if node.op == "size":
-            found |= node["extent"].symbols
-    return found

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fuse.frontend.context import Context, contexts, mutated_arguments
-from fuse.frontend.symbols import shape_of, size_of
+from fuse.frontend.symbols import hint, shape_of, size_of
 from fuse.ir.size import Size
 from fuse.private import trace_node
 
@@ -400,6 +400,8 @@ class _Recorder:
         args.update({k: self._argument(v) for k, v in node.kwargs.items()})
         name = node.target._schema.name.split("::")[-1]
         known = node.target.namespace in ("aten", "prims")
+        if name in POSITIONAL:
+            self._count_from_front(node, args)
         functional = name[:-1] if schema.is_mutable and name.endswith("_") and not name.endswith("__") else name
 
         def record(tensor: torch.Tensor, output: int = 0) -> _Slot:
@@ -414,6 +416,14 @@ class _Recorder:
         elif isinstance(slot, _Slot) and functional in CHAIN and isinstance(args.get("self"), _Slot):
             self._chain(slot, args["self"])
         return slot
+
+    def _count_from_front(self, node: fx.Node, args: dict[str, Any]) -> None:
+        """A symbolic position that is negative for the sizes seen is so for all sizes that the guards admit."""
+        tensor = node.args[0].meta["val"]
+        for argument, name in zip(node.args[2:4], POSITIONAL[node.target._schema.name.split("::")[-1]], strict=False):
+            known = argument.meta["val"] if isinstance(argument, fx.Node) else None
+            if isinstance(known, torch.SymInt) and (hint(known) or 0) < 0:
+                args[name] = size_of(known) + size_of(tensor.shape[node.args[1]])
 
     def _chain(self, slot: _Slot, source: _Slot) -> None:
         base, chain = self.view_of.get(source.index, (source.index, ()))
@@ -438,4 +448,5 @@ class _Recorder:
                                                last.dtype, self.shapes[base], 0))
 
 
+POSITIONAL = {"slice": ("start", "end"), "select": ("index",), "narrow": ("start",)}
 CHAIN = ("slice", "select", "alias", "detach")

@@ -19,6 +19,7 @@ from torch.fx import Graph, Node
 from fuse.frontend.context import contexts, mutated_arguments
 from fuse.frontend.shadow import where
 from fuse.reasons import Miss
+from fuse.runtime import ops  # noqa: F401  (defines torch.ops.fuse)
 
 KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
@@ -110,9 +111,8 @@ def find_place(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node]) -> P
     dead = removable(graph, members, exits)
     users = [order[u] for e in exits for u in e.users if u not in dead]
     first_use, last_input = min(users, default=len(order)), max(order[n] for n in inputs)
-    readers = [order[m] for m in members if any(i in inputs for i in m.all_input_nodes)]
+    readers = {i: [order[m] for m in i.users if m in members] for i in inputs}
     writes = [(order[n], storages(written)) for n in graph.nodes if (written := mutated(n)) and n not in dead]
-    memory = storages(inputs)
     nodes = list(order)
     context = contexts(nodes)
     mode = context[next((e for e in exits if example(e).requires_grad), exits[0])].grad
@@ -120,8 +120,8 @@ def find_place(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node]) -> P
     for at in sorted({order[e] for e in exits} | {last_input + 1}):
         if not last_input < at <= first_use or context[nodes[at]].grad != mode:
             continue
-        low, high = min([at, *readers]), max([at, *readers])
-        clash = next((i for i, written in writes if low <= i < high and written & memory), None)
+        clash = next((w for w, written in writes for i, r in readers.items()
+                      if min([at, *r]) <= w < max([at, *r]) and written & storages([i])), None) if writes else None
         if clash is None:
             return Place(nodes[at], tuple(n for n in nodes if n in dead))
         why = Miss("MUTATION", where(nodes[clash]), f"{nodes[clash].name} writes to an input of the region")
@@ -142,10 +142,11 @@ def between(inputs: Iterable[Node], exits: Iterable[Node]) -> set[Node]:
 def removable(graph: Graph, members: set[Node], exits: Sequence[Node]) -> set[Node]:
     """The members nobody needs once the exits come from elsewhere.
 
-    A member that writes in place goes only if nothing that stays shares the memory it writes to.
+    A node that writes in place goes only if nothing that stays shares the memory it writes to.
     """
-    leaving = set(exits)
+    leaving, own = set(exits), storages(members)
     dead = {m for m in members if not _has_effect(m)}
+    dead |= {n for n in graph.nodes if (written := mutated(n)) and storages(written) <= own and not _has_effect(n)}
     writers = [m for m in dead if mutated(m)]
     while True:
         kept = {m for m in dead - leaving if not dead.issuperset(m.users)}

@@ -83,6 +83,8 @@ def number(value: Any, dtype: str) -> Expr:
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         value = value.node.expr
     if isinstance(value, Size):
+        if not all(s.isidentifier() for s in value.symbols):
+            raise Refused(Miss("UNBOUND_SIZE", None, lambda: f"the number {value} is not a polynomial of sizes"))
         return cast(size(value), dtype)
     if isinstance(value, sympy.Basic):
         return cast(_symbolic(value, dtype if dtype in FLOATS else "float32"), dtype)

@@ -9,6 +9,9 @@ from fuse.frontend.tables_reduce import FREE, REDUCTIONS, SHAPED
 from fuse.frontend.views import VIEWS
 
 
+ELEMENTWISE = ("kl_div", "mse_loss", "binary_cross_entropy_with_logits")     # with reduction="none"
+
+
 def kind_of(v: Value) -> str:
     """view, contraction, pointwise, free, shaped (as large as its argument), reduction, gather, or "" for no rule."""
     op = v.op or ""
@@ -16,6 +19,8 @@ def kind_of(v: Value) -> str:
         return "view"
     if op in CONTRACTIONS:
         return "contraction"
+    if op in ELEMENTWISE and not int(v.args.get("reduction", 1)):
+        return "pointwise"
     if op in REDUCTIONS and not (op in POINTWISE and (v.overload == "other" or "other" in v.args)):
         return "reduction"
     if op in POINTWISE or op in ("one_hot", "scatter", "pad", "constant_pad_nd", "tril", "triu", "index_put", "write"):

@@ -27,7 +27,7 @@ def pick(pull: Pull, v: Value, src: Value, at: Sequence[Linear | None], label: E
     d = list(at).index(None)
     known = tuple(i for i in at if i is not None)
     position = linear(label)
-    if position.affine:
+    if position.constant is not None:
         return pull.at_argument(v, src, tuple(position if i is None else i for i in at))
     position, axes = pull.bound(v, f"v{d}", src.shape[d], (*known, Linear.of(label)))
     x = pull.at_argument(v, src, tuple(position if i is None else i for i in at))
@@ -81,7 +81,7 @@ def _index(pull: Pull, v: Value, idx: Index) -> Expr:
         raise Refused(Miss("UNSUPPORTED_OP", v.where, "rows selected by a boolean mask: their number depends on data"))
     rank = max((len(t.shape) for t in tensors), default=0)
     front = places[0] if places and places == list(range(places[0], places[-1] + 1)) else 0
-    at: list[Linear | None] = []
+    at: list[Linear] = []
     plain = iter((*idx[:front], *idx[front + rank:]))
     labels: dict[int, Expr] = {}
     for d, t in enumerate(indices):
@@ -90,25 +90,20 @@ def _index(pull: Pull, v: Value, idx: Index) -> Expr:
             continue
         label = cast(pull.at_argument(v, t, broadcast(t.shape, idx[front:front + rank])), "int64")
         labels[d] = _wrapped(label, src.shape[d])
-        position = linear(labels[d])
-        at.append(position if position.affine else None)
+        at.append(linear(labels[d]))
     chosen = _taken_along(at, labels)
-    for d, i in enumerate(at):
-        if i is None and d != chosen:
-            at[d] = Linear.of(labels[d])
     if chosen is None:
-        return pull.at_argument(v, src, tuple(i for i in at if i is not None))
-    return pick(pull, v, src, at, labels[chosen])
+        return pull.at_argument(v, src, tuple(at))
+    return pick(pull, v, src, [None if d == chosen else i for d, i in enumerate(at)], labels[chosen])
 
 
-def _taken_along(at: Sequence[Linear | None], labels: dict[int, Expr]) -> int | None:
-    """The dimension whose label varies only along axes of the affine dimensions; the last one if none is affine."""
-    unknown = [d for d, i in enumerate(at) if i is None]
-    used = {a for i in at if i is not None for a in i.axes}
-    if not used:
-        return unknown[-1] if len(unknown) == len(at) and len(at) > 1 else None
-    for d in reversed(unknown):
-        if set(labels[d].axes) <= used:
+def _taken_along(at: Sequence[Linear], labels: dict[int, Expr]) -> int | None:
+    """The dimension whose label varies only along axes of other, affine dimensions; the last one if none is affine."""
+    if len(at) > 1 and not any(i.affine for i in at):
+        return len(at) - 1
+    for d in sorted(labels, reverse=True):
+        used = {a for k, i in enumerate(at) if k != d and i.affine for a in i.axes}
+        if labels[d].axes and set(labels[d].axes) <= used:
             return d
     return None
 
@@ -149,7 +144,7 @@ def _rows(pull: Pull, v: Value, idx: Index, class_dim: int) -> tuple[Index, list
         return idx, []
     rows, axes = [], []
     for d, extent in enumerate(shape):
-        position, new = pull.bound(v, f"n{d}", extent, ())
+        position, new = pull.bound(v, f"n{d}", extent, (), grid=True)
         rows.append(position)
         axes += new
     return tuple(rows), axes

@@ -106,12 +106,10 @@ def _repeat(v: Value, idx: Index) -> Sequence[Linear]:
 
 
 def slice_bounds(args: dict[str, Any], extent: Size) -> tuple[Size, Size]:
-    """(start, step) of a slice; Refused where the sign of a symbolic position is unknown."""
+    """(start, step) of a slice. A symbolic start counts from the front: the shadow has seen to that."""
     step = _as_size(args.get("step") or 1)
     start = args.get("start")
     first = wrap(start, extent) if start is not None else ZERO
-    if first.constant is None and not first.nonnegative():
-        raise Refused(Miss("UNSUPPORTED_VIEW", None, lambda: f"a slice starts at {first}, which may be negative"))
     if first.constant is not None and extent.constant is not None:
         first = Size.of(min(max(first.constant, 0), extent.constant))
     return first, step

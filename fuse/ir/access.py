@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fuse.ir.align import align, expand
+from fuse.ir.align import align, aligner, expand
 from fuse.ir.expr import Axis, Expr
 from fuse.ir.index import Affine, affine
 from fuse.ir.ops import union
@@ -34,7 +34,8 @@ def _slice(x: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Tensor 
 
 def _take(x: Tensor, dim: int, form: Affine, ev: Evaluator) -> tuple[Tensor, list[Axis]] | None:
     """`x` with dimension `dim` replaced by one dimension per axis of the form, or None if no slice does that."""
-    offset, terms = ev.int(form.offset), sorted(((ev.int(c), a) for a, c in form.terms.items()), key=lambda t: -t[0])
+    offset = ev.extent(form.offset)
+    terms = sorted(((ev.extent(c), a) for a, c in form.terms.items()), key=lambda term: -term[0])
     if not terms:
         return (x.select(dim, offset), []) if 0 <= offset < x.shape[dim] else None
     steps = [c for c, _ in terms]
@@ -48,7 +49,8 @@ def _take(x: Tensor, dim: int, form: Affine, ev: Evaluator) -> tuple[Tensor, lis
     n, radix = x.shape[dim], [*steps[1:], 1]
     if n % steps[0] or any(s % r for s, r in zip(steps, radix, strict=True)):
         return None
-    x = x.unflatten(dim, (n // steps[0], *(s // r for s, r in zip(steps, radix, strict=True))))
+    digits = [n // steps[0], *(s // r for s, r in zip(steps, radix, strict=True))]
+    x = x.reshape(*x.shape[:dim], *digits, *x.shape[dim + 1:])            # splitting a dimension copies nothing
     for i, (step, axis) in enumerate(terms):
         digit, offset = divmod(offset, step)
         low, high = ev.span(axis)
@@ -72,16 +74,36 @@ def _gather(x: Tensor, gathered: list[int], sliced: list[Axis], node: Expr, ev: 
     return x[tuple(index)], [*axes, *sliced]
 
 
+def _whole_code(name: str, axes: tuple[Axis, ...], target: tuple[Axis, ...], dtype: str) -> Code:
+    """A read of all of a buffer, or of a window of it."""
+    view = aligner(axes, target)
+
+    def run(ev: Evaluator) -> Tensor:
+        x = ev.env[name]
+        for dim, axis in enumerate(axes if ev.window else ()):
+            low, high = ev.span(axis)
+            x = x.narrow(dim, low, high - low)
+        x = x if view is None else view(x)
+        to = ev.dtypes[dtype]
+        return x if x.dtype == to else x.to(to)
+    return run
+
+
 def read_code(node: Expr) -> Code:
     """A function that evaluates one read. Indices out of range read some element of the tensor, never outside."""
     forms = [affine(i) for i in node.args]
     name, target, dtype = node["buffer"].name, node.axes, node["buffer"].dtype
     users = Counter(a for i in node.args for a in i.axes)
-    clash = {a for i, f in zip(node.args, forms, strict=True) if f is None for a in i.axes} | {a for a, n in users.items() if n > 1}
-    forms = [None if f is None or clash & f.terms.keys() else f for f in forms]    # an axis addresses one sliced dimension
+    gathering = {a for i, f in zip(node.args, forms, strict=True) if f is None for a in i.axes}
+    clash = gathering | {a for a, n in users.items() if n > 1}        # an axis addresses one sliced dimension
+    forms = [None if f is None or clash & f.terms.keys() else f for f in forms]
+
+    whole = tuple(f.single for f in forms if f is not None and f.single is not None and f.offset == 0)
+    if tuple(a.extent for a in whole) == node["buffer"].shape and len(set(whole)) == len(whole):
+        return _whole_code(name, whole, target, dtype)
 
     def run(ev: Evaluator) -> Tensor:
-        x, axes, gathered = ev.env[name], [], []
+        x, axes, gathered = ev.env[name], list[Axis](), list[int]()
         dim = 0                               # dimensions before `dim` belong to `axes`, gathered ones go to the front
         for k, form in enumerate(forms):
             taken = None if form is None else _take(x, dim, form, ev)
@@ -113,7 +135,7 @@ def _plain(index: tuple[Expr, ...], value: Expr, shape: list[int], ev: Evaluator
 
 def assemble(output: Output, ev: Evaluator) -> Tensor:
     """An output: `out[index] += value` for each term, from zero. Out-of-range positions contribute nothing."""
-    shape, dtype = [ev.int(s) for s in output.buffer.shape], ev.dtype(output.buffer.dtype)
+    shape, dtype = [ev.extent(s) for s in output.buffer.shape], ev.dtype(output.buffer.dtype)
     wide = {torch.bfloat16: torch.float32, torch.float16: torch.float32}.get(dtype, dtype)
     out: Tensor | None = None
     for term in output.terms:

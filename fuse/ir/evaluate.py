@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fuse.ir.access import evaluate_output, read_code
-from fuse.ir.align import align, aligner, expand
-from fuse.ir.expr import COMPLEXES, FLOATS, Axis, Expr, const, make, reduce_, sum_, where
+from fuse.ir.align import aligner, expand
+from fuse.ir.expr import COMPLEXES, FLOATS, INTEGERS, Axis, Expr, const, make, reduce_, sum_, where
 from fuse.ir.index import Affine, affine, bounds
 from fuse.ir.ops import OPS
 from fuse.ir.size import Size
@@ -25,6 +25,16 @@ __all__ = ["Affine", "Evaluator", "affine", "bounds", "evaluate", "evaluate_outp
 Window = Mapping[Axis, tuple[int, int]]
 Code = Callable[["Evaluator"], Tensor]
 COMPLEX_OF = {"float64": "complex128", "float32": "complex64"}
+
+
+@lru_cache
+def dtypes(override: str | None) -> dict[str, torch.dtype]:
+    """Which torch dtype each element type is computed in."""
+    def computed(name: str) -> str:
+        if override is None:
+            return name
+        return override if name in FLOATS else COMPLEX_OF[override] if name in COMPLEXES else name
+    return {n: getattr(torch, computed(n)) for n in (*FLOATS, *COMPLEXES, *INTEGERS, "bool")}
 
 
 class Evaluator:
@@ -37,9 +47,10 @@ class Evaluator:
     def __init__(self, env: Mapping[str, Tensor], sizes: Mapping[str, int], window: Window | None = None,
                  dtype: str | None = None, given: Callable[[Expr, Evaluator], Tensor | None] | None = None):
         self.env, self.sizes, self.given, self.override = env, sizes, given, dtype
+        self.dtypes = dtypes(dtype)
         self.window = {axis.name: span for axis, span in (window or {}).items()}
         self.memo: dict[Expr, Tensor] = {}
-        self.children: dict[frozenset, Evaluator] = {}
+        self.children: dict[frozenset[tuple[str, tuple[int, int] | None]], Evaluator] = {}
         self.own_peak = 0
         self._device: torch.device | None = None
 
@@ -55,17 +66,15 @@ class Evaluator:
 
     def dtype(self, name: str) -> torch.dtype:
         """The torch dtype in which values of element type `name` are computed."""
-        if self.override is not None:
-            name = self.override if name in FLOATS else COMPLEX_OF[self.override] if name in COMPLEXES else name
-        return getattr(torch, name)
+        return self.dtypes[name]
 
-    def int(self, extent: Size) -> int:
+    def extent(self, extent: Size) -> int:
         constant = extent.constant
-        return extent.evaluate(self.sizes) if constant is None else constant
+        return int(extent.evaluate(self.sizes)) if constant is None else constant
 
     def span(self, axis: Axis) -> tuple[int, int]:
         """The positions of `axis` that values have here."""
-        return self.window.get(axis.name) or (0, self.int(axis.extent))
+        return self.window.get(axis.name) or (0, self.extent(axis.extent))
 
     def count(self, axis: Axis) -> int:
         low, high = self.span(axis)
@@ -206,7 +215,7 @@ def _const(node: Expr) -> Code:
 
 
 def _size(node: Expr) -> Code:
-    return lambda ev: torch.full((), ev.int(node["extent"]), dtype=torch.int64, device=ev.device)
+    return lambda ev: torch.full((), ev.extent(node["extent"]), dtype=torch.int64, device=ev.device)
 
 
 def _iota(node: Expr) -> Code:
@@ -258,7 +267,7 @@ def factors(x: Expr) -> list[Expr]:
 
 @lru_cache(maxsize=4096)
 def contraction(x: Expr, axes: tuple[Axis, ...]) -> Code:
-    """Evaluates the sum of `x` over `axes` (all of them its own) without building a product that is larger than its factors."""
+    """Evaluates the sum of `x` over `axes` (all its own); a product larger than its factors is not built."""
     rest = tuple(a for a in x.axes if a not in axes)
     parts = factors(x) if x.dtype in FLOATS + COMPLEXES and axes else [x]
     if len(parts) == 1:
@@ -267,11 +276,13 @@ def contraction(x: Expr, axes: tuple[Axis, ...]) -> Code:
 
         def plain(ev: Evaluator) -> Tensor:
             value = ev.value(parts[0])
-            value = value.sum(dims, dtype=value.dtype if value.dtype != torch.bool else None) if dims else value
+            value = value.sum(dims, dtype=value.dtype) if dims else value
             return expand(value, kept, rest, [ev.count(a) for a in rest])
         return plain
     letter = {a: chr(ord("a") + i) if i < 26 else chr(ord("A") + i - 26) for i, a in enumerate(x.axes)}
-    spell = lambda names: "".join(letter[a] for a in names)  # noqa: E731
+
+    def spell(names: tuple[Axis, ...]) -> str:
+        return "".join(letter[a] for a in names)
     equation = ",".join(spell(f.axes) for f in parts) + "->" + spell(rest)
     return lambda ev: torch.einsum(equation, *[ev.value(f) for f in parts])
 
@@ -285,7 +296,7 @@ def _sum(node: Expr) -> Code:
     def run(ev: Evaluator) -> Tensor:
         out = inner(ev.outside(present))
         for axis in missing:
-            out = out * ev.int(axis.extent)
+            out = out * ev.extent(axis.extent)
         return out
     return run
 
@@ -348,7 +359,7 @@ def _shift(node: Expr) -> Code:
 
     def run(ev: Evaluator) -> Tensor:
         low, high = ev.span(axis)
-        n = ev.int(axis.extent)
+        n = ev.extent(axis.extent)
         first, last = min(max(low - by, 0), n), min(high - by, n)
         if axis.name in ev.window:
             value = ev.moved({axis: (first, max(last, first))}).value(x)
@@ -356,8 +367,9 @@ def _shift(node: Expr) -> Code:
             value = ev.value(x).narrow(dim, first, max(last - first, 0))
         shape = list(value.shape)
         before = min(max(by - low, 0), high - low)
-        pads = [value.new_zeros([*shape[:dim], n, *shape[dim + 1:]]) for n in (before, high - low - before - shape[dim])]
-        return torch.cat([pads[0], value, pads[1]], dim) if before or pads[1].shape[dim] else value
+        after = high - low - before - shape[dim]
+        first_zeros, last_zeros = (value.new_zeros([*shape[:dim], k, *shape[dim + 1:]]) for k in (before, after))
+        return torch.cat([first_zeros, value, last_zeros], dim) if before or after else value
     return run
 
 
@@ -367,7 +379,7 @@ def _pick(node: Expr) -> Code:
 
     def run(ev: Evaluator) -> Tensor:
         value, at = ev.outside((axis,)).value(x), ev.value(index)
-        counts, n = [ev.count(a) for a in node.axes], ev.int(axis.extent)
+        counts, n = [ev.count(a) for a in node.axes], ev.extent(axis.extent)
         at = expand(at, index.axes, node.axes, counts)
         if n == 0:
             return value.new_zeros(counts)

@@ -133,7 +133,7 @@ class Expr:
 
 
 Operand = Expr | int | float | bool
-_interned: weakref.WeakValueDictionary[tuple, Expr] = weakref.WeakValueDictionary()
+_interned: weakref.WeakValueDictionary[tuple[Any, ...], Expr] = weakref.WeakValueDictionary()
 
 
 def make(op: str, *args: Expr, origin: str | None = None, **attrs: Any) -> Expr:
@@ -158,7 +158,7 @@ def make(op: str, *args: Expr, origin: str | None = None, **attrs: Any) -> Expr:
 
 
 def const(value: float | int | bool | complex, dtype: str) -> Expr:
-    kind = {"bool": bool}.get(dtype, float if dtype in FLOATS else complex if dtype in COMPLEXES else int)
+    kind: Callable[[Any], Any] = {"bool": bool}.get(dtype, float if dtype in FLOATS else complex if dtype in COMPLEXES else int)
     return make("const", value=kind(value), dtype=dtype)
 
 

@@ -7,13 +7,15 @@ from functools import lru_cache
 from fuse.ir.expr import Axis, Expr, topological
 from fuse.ir.size import Size
 
+ZERO = Size({})
+
 
 @dataclass(frozen=True)
 class Affine:
     """`offset + sum(coefficient * position along axis)`; no coefficient is zero."""
 
     terms: dict[Axis, Size] = field(default_factory=dict)
-    offset: Size = Size({})
+    offset: Size = ZERO
 
     @property
     def single(self) -> Axis | None:

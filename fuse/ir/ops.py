@@ -97,6 +97,8 @@ def part(dtype_of: Callable[[str], str]) -> TypeRule:
 def reduced(dtype: str | None = None, total: bool = False) -> TypeRule:
     def rule(args: tuple[Expr, ...], attrs: Attrs) -> Type:
         axes, (x,) = attrs["axes"], args
+        if total and x.dtype == "bool":
+            raise IRError("cannot sum booleans: cast them first")
         missing = [a for a in axes if a not in x.axes]
         if missing and not total:
             raise IRError(f"cannot reduce over {missing[0]!r}: the argument has {list(x.axes)}")
@@ -148,7 +150,8 @@ def chosen_share(node: Expr, g: Expr) -> Expr:
 def scan_adjoint(node: Expr, g: Expr) -> Expr:
     """lambda_t = g_t + conj(a_{t+1}) lambda_{t+1}: the scan that runs the other way."""
     a, axis, reverse = conj(node.args[0]), node["axis"], node["reverse"]
-    return make("scan", make("shift", a, axis=axis, by=1 if reverse else -1), g, axis=axis, reverse=not reverse)
+    following = make("shift", a, axis=axis, by=1 if reverse else -1) if a.has(axis) else a
+    return make("scan", following, g, axis=axis, reverse=not reverse)
 
 
 def scan_coefficient(node: Expr, g: Expr) -> Expr:

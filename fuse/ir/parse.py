@@ -139,7 +139,8 @@ class Parser:
             line = self.lines.pop(0)
             self.statement(line)
             line.end()
-        return Program(tuple(self.inputs), tuple(self.outputs), tuple(self.steps), tuple(self.cotangents), tuple(self.anchors))
+        return Program(tuple(self.inputs), tuple(self.outputs), tuple(self.steps), tuple(self.cotangents),
+                       tuple(self.anchors))
 
     def statement(self, line: Line) -> None:
         if self.binding(line):

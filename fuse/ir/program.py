@@ -85,7 +85,7 @@ class Region:
 
     @property
     def sweeps(self) -> int:
-        return 1 + max((x.level for x in (*self.carries, *self.emits)), default=0)
+        return 1 + max([*(c.level for c in self.carries), *(e.level for e in self.emits)], default=0)
 
     @property
     def bodies(self) -> tuple[Expr, ...]:

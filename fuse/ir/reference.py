@@ -45,7 +45,7 @@ class Trace:
 
 def run(program: Program, env: Tensors, sizes: Sizes, *, tile: int, dtype: str | None = "float64",
         trace: Trace | None = None) -> dict[str, Tensor]:
-    """The outputs by name, every float computed in `dtype` (None: as typed), streams cut into tiles of `tile` positions."""
+    """The outputs by name, floats computed in `dtype` (None: as typed), streams cut into tiles of `tile` positions."""
     trace = trace or Trace()
     values = run_steps(program, env, sizes, tile=tile, dtype=dtype, trace=trace)
     ev = Evaluator(values, sizes, dtype=dtype)
@@ -61,7 +61,8 @@ def run_steps(program: Program, env: Tensors, sizes: Sizes, *, tile: int, dtype:
     for step in program.steps:
         if isinstance(step, Define):
             ev = Evaluator(values, sizes, dtype=dtype)
-            values[step.name] = expand(ev.value(step.value), step.value.axes, step.axes, [ev.count(a) for a in step.axes])
+            counts = [ev.count(a) for a in step.axes]
+            values[step.name] = expand(ev.value(step.value), step.value.axes, step.axes, counts)
             trace.peak = max(trace.peak, ev.peak)
         else:
             values.update(RegionRun(step, values, sizes, dtype, tile, None, trace).run())
@@ -70,7 +71,7 @@ def run_steps(program: Program, env: Tensors, sizes: Sizes, *, tile: int, dtype:
 
 def run_region(region: Region, env: Tensors, sizes: Sizes, dtype: str | None = None,
                tile: int | None = None) -> dict[str, Tensor]:
-    """What the region stores, by name. No intermediate tensor is much larger than `TILE_ELEMENTS`, unless one row is."""
+    """What the region stores, by name. No intermediate tensor is much larger than `TILE_ELEMENTS`, if rows are not."""
     rows = None
     if tile is None:
         sequential = any(c.kind is Kind.AFFINE for c in region.carries)
@@ -102,14 +103,16 @@ def boxes(axes: Sequence[Axis], sizes: Sizes, limit: int | None) -> list[Spans]:
         step = max(1, n if left is None else min(n, left))
         left = None if left is None else left // step if step >= n else 1
         steps.append(step)
-    spans = [[(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(counts, reversed(steps), strict=True)]
+    spans = [[(i, min(i + step, n)) for i in range(0, n, step)]
+             for n, step in zip(counts, reversed(steps), strict=True)]
     return [dict(zip(axes, box, strict=True)) for box in itertools.product(*spans)]
 
 
 class RegionRun:
     """One region being walked. `state` holds what the carries have accumulated, in full."""
 
-    def __init__(self, region: Region, env: Tensors, sizes: Sizes, dtype: str | None, tile: int, rows: int | None, trace: Trace):
+    def __init__(self, region: Region, env: Tensors, sizes: Sizes, dtype: str | None, tile: int, rows: int | None,
+                 trace: Trace):
         self.region, self.env, self.sizes, self.dtype, self.trace = region, env, sizes, dtype, trace
         self.tiles, self.blocks = boxes(region.streams, sizes, tile), boxes(region.grid, sizes, rows)
         self.carries = {c.name: c for c in region.carries}
@@ -138,7 +141,8 @@ class RegionRun:
                 self.state[moment(carry, j)] = self._empty(carry.axes, dtype, 0)
 
     def run(self) -> dict[str, Tensor]:
-        for self.level in range(self.region.sweeps):
+        for level in range(self.region.sweeps):
+            self.level = level
             for block in self.blocks:
                 self.walk(block)
             self.trace.sweeps += 1
@@ -201,13 +205,13 @@ def moment(carry: Carry, j: int) -> str:
 
 
 class Tile:
-    """One tile: the values of bodies on it, and what the carries add. States change in `accumulate` only, all at once."""
+    """One tile: the values of bodies on it, and what the carries add. States change at the end of `accumulate`."""
 
     def __init__(self, walk: RegionRun, window: Spans, flow: dict[str, Tensor], starts: dict[str, Tensor]):
         self.walk, self.window, self.entering, self.starts = walk, window, flow, starts
         self.ev = Evaluator(walk.env, walk.sizes, window, walk.dtype, self.given)
         self.before: dict[str, Tensor] = {}                # the state with which a scan or prefix enters the tile
-        self.extended: dict[str, tuple[Tensor, int]] = {}  # its values on the tile and one position before, and where they start
+        self.extended: dict[str, tuple[Tensor, int]] = {}  # its values on the tile and one position before; their start
         self.after: dict[str, Tensor] = {}
         self.stepped: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.weights: dict[Expr, Tensor] = {}
@@ -256,7 +260,8 @@ class Tile:
         values, start = self.positions(carry)
         low, high = ev.span(stream)
         if low < start or high - start > len(values):
-            raise IRError(f"{carry.name} is needed at {low}:{high}, beyond the neighbour of the tile {self.window[stream]}")
+            tile = self.window[stream]
+            raise IRError(f"{carry.name} is needed at {low}:{high}, beyond the neighbour of the tile {tile}")
         return align(values[low - start:high - start], (stream, *carry.axes), node.axes)
 
     def positions(self, carry: Carry) -> tuple[Tensor, int]:
@@ -325,19 +330,21 @@ class Tile:
         kept = tuple(a for a in body.axes if a not in carry.over)
         return expand(value, kept, carry.axes, [self.ev.count(a) for a in carry.axes])
 
-    def operand(self, carry: Carry) -> Tensor:
-        """The body on the tile, `over` first and flattened."""
-        axes = (*carry.over, *carry.axes)
+    def operand(self, carry: Carry) -> tuple[Tensor, tuple[Axis, ...], list[int]]:
+        """The body on the tile with every axis of the carry, which dimensions it has, and which of them are `over`."""
+        axes = (*(a for a in (*carry.axes, *carry.over) if not carry.body.has(a)), *carry.body.axes)
         value = expand(self.ev.value(carry.body), carry.body.axes, axes, [self.ev.count(a) for a in axes])
-        return value.reshape(-1, *value.shape[len(carry.over):])
+        return value, axes, [axes.index(a) for a in carry.over]
 
     def step_lse(self, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
         """(m before, m after, l after)."""
         if carry.name not in self.stepped:
-            s = self.operand(carry)
+            s, axes, dims = self.operand(carry)
+            kept = tuple(a for a in axes if a not in carry.over)
             old, total = self.old(carry, ".m"), self.old(carry, ".l")
-            m = torch.maximum(old, s.amax(0))
-            total = total * torch.exp(old - finite(m)) + torch.exp(s - finite(m)).sum(0)
+            m = torch.maximum(old, align(s.amax(dims), kept, carry.axes))
+            part = torch.exp(s - align(finite(m), carry.axes, axes)).sum(dims)
+            total = total * torch.exp(old - finite(m)) + align(part, kept, carry.axes)
             self.stepped[carry.name] = (old, m, total)
             self.new[f"{carry.name}.m"], self.new[f"{carry.name}.l"] = m, total
         return self.stepped[carry.name]
@@ -354,12 +361,15 @@ class Tile:
         if distance is None:
             axes = (*lse.over, *lse.axes)
             s = make("carry", name=f"{lse.name}.operand", part="operand", dtype=s.dtype, axes=axes)
-            distance = expand(self.ev.value(lse.body), lse.body.axes, axes, [self.ev.count(a) for a in axes]) - finite(m)
+            counts = [self.ev.count(a) for a in axes]
+            distance = expand(self.ev.value(lse.body), lse.body.axes, axes, counts) - finite(m)
         weight = torch.exp(k * distance) if k else torch.ones_like(distance)
         for n in range(carry.moment + 1):
             leaf = make("carry", name=f"{lse.name}.weight", part=f"{k}.{n}", dtype=s.dtype, axes=s.axes)
             self.weights[leaf] = weight * distance ** n if n else weight
-            moved = self.old_moment(carry, n) if old is m else self.rescaled(carry, n, align(delta_of(old, m), lse.axes, carry.axes))
+            moved = self.old_moment(carry, n)
+            if old is not m:
+                moved = self.rescaled(carry, n, align(delta_of(old, m), lse.axes, carry.axes))
             self.new[moment(carry, n)] = moved + self.summed(carry, carry.body * leaf)
 
     def rescaled(self, carry: Carry, n: int, delta: Tensor) -> Tensor:
@@ -371,12 +381,14 @@ class Tile:
         return self.walk.view(moment(carry, j), carry.axes, self.window)
 
     def add_extremum(self, carry: Carry) -> None:
-        x = self.operand(carry)
-        old, best = self.old(carry), x.amax(0)
+        x, axes, dims = self.operand(carry)
+        kept = tuple(a for a in axes if a not in carry.over)
+        old, best = self.old(carry), align(x.amax(dims), kept, carry.axes)
         if carry.kind is Kind.MAX:
             self.new[carry.name] = torch.maximum(old, best)
             return
-        old_at, at = self.old(carry, ".at"), x.argmax(0) + self.ev.span(carry.over[0])[0]
+        at = align(x.argmax(dims[0]), kept, carry.axes) + self.ev.span(carry.over[0])[0]
+        old_at = self.old(carry, ".at")
         ties = (best == old) | (best.isnan() & old.isnan())
         wins = (best > old) | (best.isnan() & ~old.isnan()) | (ties & (at < old_at))
         self.new[carry.name] = torch.where(wins, best, old)

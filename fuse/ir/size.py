@@ -1,7 +1,7 @@
 """Extents: integer polynomials in size symbols, so that a dynamic shape is a symbol and not a special case."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, reduce
 
 Monomial = tuple[str, ...]
@@ -37,7 +37,7 @@ class Size:
     def symbols(self) -> frozenset[str]:
         return frozenset(s for m, _ in self.terms for s in m)
 
-    def evaluate(self, sizes: Mapping[str, int]):
+    def evaluate(self, sizes: Mapping[str, int]) -> int:
         """The value under `sizes` (ints or SymInts). KeyError names a missing symbol."""
         total = 0
         for monomial, coefficient in self.terms:
@@ -103,5 +103,5 @@ class Size:
         return "+".join(term(m, c) for m, c in reversed(self.terms)).replace("+-", "-") or "0"
 
 
-def product(sizes) -> Size:
-    return reduce(lambda a, b: a * b, sizes, Size.of(1))
+def product(sizes: Iterable[int | Size]) -> Size:
+    return reduce(lambda a, b: a * b, map(Size.of, sizes), Size.of(1))

@@ -59,7 +59,9 @@ def attribute(value: Any) -> str:
         return "&" + name(value.name)
     if isinstance(value, complex):
         return f"complex({value.real!r}, {value.imag!r})"
-    return json.dumps(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def number(value: Any, dtype: str) -> str:
@@ -75,7 +77,7 @@ def axes_text(axes: Iterable[Axis]) -> str:
 
 
 class Printer:
-    """Spells expressions; those in `shared` get a %name and a line of their own, before the line that first needs them."""
+    """Spells expressions; those in `shared` get a %name and a line of their own, before the first line with them."""
 
     def __init__(self, shared: Iterable[Expr] = ()):
         self.shared, self.names, self.lines = set(shared), dict[Expr, str](), list[str]()
@@ -133,9 +135,13 @@ def _shared(roots: Iterable[Expr]) -> list[Expr]:
     """What is worth a name: used at least twice, and not just a constant, a position or a plain read."""
     roots = list(roots)
     uses = Counter(a for e in topological(roots) for a in e.args) + Counter(roots)
-    small = ("const", "iota", "size", "carry")
-    return [e for e, n in uses.items() if n > 1 and e.op not in small
-            and not (e.op in ("read", "cast") and all(f.op in ("iota", "const", "size", "read") for f in topological([e])[:-1]))]
+    leaves = ("const", "iota", "size", "read")
+
+    def small(e: Expr) -> bool:
+        below = topological([e])[:-1]
+        return e.op in ("const", "iota", "size", "carry") or (
+            e.op in ("read", "cast") and all(f.op in leaves for f in below))
+    return [e for e, n in uses.items() if n > 1 and not small(e)]
 
 
 def print_program(program: Program) -> str:

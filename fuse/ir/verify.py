@@ -56,7 +56,8 @@ class _Verifier:
             return f"(the program cannot be printed: {error})"
         here = [i for i, (owner, _) in enumerate(lines) if owner == self.owner] or [0]
         first, last = max(here[0] - CONTEXT, 0), here[-1] + CONTEXT + 1
-        return "\n".join(f"{'>' if i in here else ' '} {line}" for i, (_, line) in enumerate(lines) if first <= i < last)
+        marked = [f"{'>' if i in here else ' '} {line}" for i, (_, line) in enumerate(lines)]
+        return "\n".join(marked[first:last])
 
     def run(self) -> None:
         program = self.program
@@ -148,11 +149,12 @@ class _Verifier:
         walked = (*region.streams, *region.grid)
         self.axes_are_known(walked)
         if not region.streams or len(set(walked)) != len(walked):
-            self.fail(f"streams {_names(region.streams)} and grid {_names(region.grid)} must be disjoint, with one stream at least")
+            self.fail(f"streams {_names(region.streams)} and grid {_names(region.grid)} must be disjoint, "
+                      "with one stream at least")
         if not region.carries and not region.emits:
             self.fail("the region stores nothing")
         self.expressions(region.bodies)
-        names = [x.name for x in (*region.carries, *region.emits)]
+        names = [c.name for c in region.carries] + [e.name for e in region.emits]
         for name in names:
             if names.count(name) > 1:
                 self.fail(f"two carries or emits are named {name}")
@@ -172,14 +174,16 @@ class _Verifier:
             self.define(Buffer(emit.name, emit.value.dtype, tuple(a.extent for a in emit.axes)))
 
     def check_carry(self, region: Region, carry: Carry, table: dict[str, Carry]) -> None:
-        walked, here = {*region.streams, *region.grid}, f"carry {carry.name}"
+        walk, here = (*region.streams, *region.grid), f"carry {carry.name}"
+        walked = set(walk)
         self.axes_are_known((*carry.axes, *carry.over))
         if not carry.over or not set(carry.over) <= walked:
-            self.fail(f"{here} goes over {_names(carry.over)}, expected some of {_names((*region.streams, *region.grid))}")
+            self.fail(f"{here} goes over {_names(carry.over)}, expected some of {_names(walk)}")
         if len({*carry.axes, *carry.over}) != len(carry.axes) + len(carry.over):
-            self.fail(f"{here}: axes {_names(carry.axes)} and over {_names(carry.over)} must be disjoint and without repeats")
+            self.fail(f"{here}: axes {_names(carry.axes)} and over {_names(carry.over)} must be disjoint, "
+                      "without repeats")
         if not walked <= {*carry.axes, *carry.over}:
-            self.fail(f"{here} ignores an axis of the walk {_names((*region.streams, *region.grid))}, "
+            self.fail(f"{here} ignores an axis of the walk {_names(walk)}, "
                       f"expected it in axes {_names(carry.axes)} or over {_names(carry.over)}")
         if not set(carry.body.axes) <= {*carry.axes, *carry.over}:
             self.fail(f"{here}: the body varies along {_names(carry.body.axes)}, "
@@ -209,11 +213,14 @@ class _Verifier:
             return
         lse = table.get(carry.relative_to)
         if carry.kind is not Kind.SUM or lse is None or lse.kind is not Kind.LSE:
-            self.fail(f"{here} is relative to {carry.relative_to}: expected a SUM relative to an LSE carry of the region")
+            self.fail(f"{here} is relative to {carry.relative_to}: "
+                      "expected a SUM relative to an LSE carry of the region")
         if lse.level > carry.level:
-            self.fail(f"{here} at level {carry.level} is relative to {lse.name} at level {lse.level}, expected a lower or equal one")
+            self.fail(f"{here} at level {carry.level} is relative to {lse.name} at level {lse.level}, "
+                      "expected a lower or equal one")
         if lse.level == carry.level and set(lse.over) != set(carry.over):
-            self.fail(f"{here} goes over {_names(carry.over)}, expected {_names(lse.over)} as {lse.name}, whose maximum moves")
+            self.fail(f"{here} goes over {_names(carry.over)}, expected {_names(lse.over)} as {lse.name}, "
+                      "whose maximum moves")
         if not {*lse.axes, *lse.over} <= {*carry.axes, *carry.over}:
             self.fail(f"{here} lacks an axis of {lse.name} {_names((*lse.axes, *lse.over))}")
         if lse.body.dtype != carry.body.dtype:
@@ -234,7 +241,8 @@ class _Verifier:
         for node in topological([body]):
             again = walked & set(_bound(node))
             if again and node not in scans and node.op != "shift":
-                self.fail(f"{here}: {node.op} binds {_names(again)}, which the region walks; expected a carry, or another axis")
+                self.fail(f"{here}: {node.op} binds {_names(again)}, which the region walks; "
+                          "expected a carry, or another axis")
             if node.op == "carry":
                 self.check_part(node, level, here, table)
 
@@ -246,10 +254,12 @@ class _Verifier:
         if part not in ("final", "prefix", "running"):
             self.fail(f"{here} reads part {part!r} of {name}, expected final, prefix or running")
         if part == "final" and carry.level >= level:
-            self.fail(f"{here} at level {level} reads the final value of {name}, expected a level below, got {carry.level}")
+            self.fail(f"{here} at level {level} reads the final value of {name}, "
+                      f"expected a level below, got {carry.level}")
         if part != "final" and carry.level > level:
             self.fail(f"{here} at level {level} reads {name}, which is computed at level {carry.level}")
-        if part == "prefix" and (carry.kind not in (Kind.SUM, Kind.AFFINE) or carry.relative_to or len(carry.over) != 1):
+        has_prefix = carry.kind in (Kind.SUM, Kind.AFFINE) and carry.relative_to is None and len(carry.over) == 1
+        if part == "prefix" and not has_prefix:
             self.fail(f"{here} reads a prefix of {name}, expected an AFFINE carry or a plain SUM over one stream")
         axes = (*carry.axes, *carry.over) if part == "prefix" else carry.axes
         if set(node.axes) != set(axes):
@@ -260,8 +270,9 @@ class _Verifier:
 
     def acyclic(self, region: Region, table: dict[str, Carry]) -> None:
         """No carry needs its own value at the same position (a scan's own state excepted: it is the scan)."""
-        below = {n: {_split(e["name"], table)[0] for e in topological([c.body]) if e.op == "carry" and e["part"] != "final"}
+        parts = {n: [e for e in topological([c.body]) if e.op == "carry" and e["part"] != "final"]
                  for n, c in table.items()}
+        below = {n: {_split(e["name"], table)[0] for e in es} for n, es in parts.items()}
         done: set[str] = set()
 
         def visit(name: str, path: tuple[str, ...]) -> None:
@@ -288,7 +299,8 @@ class _Verifier:
         for term in output.terms:
             self.outside_regions([*term.index, term.value])
             if len(term.index) != len(output.buffer.shape):
-                self.fail(f"a term has {len(term.index)} indices, expected {len(output.buffer.shape)}, one per dimension")
+                self.fail(f"a term has {len(term.index)} indices, expected {len(output.buffer.shape)}: "
+                          "one per dimension")
             if any(i.dtype != "int64" for i in term.index):
                 self.fail("the indices of a term must be int64")
             if _kind(term.value.dtype) != _kind(output.buffer.dtype):

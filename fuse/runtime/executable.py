@@ -153,25 +153,26 @@ class Executable:
         return [evaluate_output(o, env, sizes) for o in part.program.outputs] + [env[b.name] for b in part.kept]
 
     def prepare(self, part: Part | None) -> Miss | None:
-        """Builds the kernels of `part`; the first Miss if one cannot be built."""
+        """Builds the kernels of `part`, or says which cannot be built. No compiler at all is no reason to decline."""
         for region in part.program.regions if part is not None else ():
             if region not in self.kernels:
                 kernel = self.build(region)
-                if isinstance(kernel, Miss):
+                if isinstance(kernel, Miss) and kernel.code != "NO_COMPILER":
                     return kernel
-                self.kernels[region] = kernel
+                self._keep(region, kernel)
         return None
+
+    def _keep(self, region: Region, kernel: Kernel | Miss) -> Kernel | None:
+        """Without a kernel the region runs on the tiled path in plain torch, and a warning says why."""
+        if isinstance(kernel, Miss):
+            fail(kernel, self.strict, "")
+        return self.kernels.setdefault(region, None if isinstance(kernel, Miss) else kernel)
 
     def _launch(self, region: Region, env: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
         """One region by its kernel, or by the tiled path in plain torch where there is none or it fails."""
         from fuse.ir.reference import run_region
 
-        if region not in self.kernels:
-            built = self.build(region)
-            if isinstance(built, Miss):
-                fail(built, self.strict, "The tiled path in plain torch is used.")
-            self.kernels[region] = None if isinstance(built, Miss) else built
-        kernel = self.kernels[region]
+        kernel = self.kernels[region] if region in self.kernels else self._keep(region, self.build(region))
         if kernel is not None and (getattr(kernel, "deterministic", True) or not torch.are_deterministic_algorithms_enabled()):
             try:
                 return kernel(env, sizes)

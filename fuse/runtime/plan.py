@@ -2,18 +2,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from fuse import private
 from fuse.codegen import Target, compile_region
-from fuse.ir.expr import FLOATS
+from fuse.frontend.symbols import numel_hint
+from fuse.ir.expr import FLOATS, Axis, rename_axes, topological
 from fuse.ir.kinds import kinds_of
-from fuse.ir.program import Program, Region
+from fuse.ir.program import Program, Region, Term
 from fuse.ir.text import print_program
 from fuse.log import fail, miss_of
 from fuse.options import Options
@@ -124,20 +125,32 @@ def target_for(tensors: list[Tensor], options: Options) -> Target:
 def key_of(program: Program, wrt: tuple[str, ...], target: str, options: Options) -> str:
     """Equal in every process that imports an equal program under equal options; sizes seen while compiling count, since
     they choose schedules."""
-    parts = (print_program(program), repr(sorted(wrt)), repr(sorted(program.hints)), target, options.digest)
+    parts = (canonical_text(program), repr(sorted(wrt)), repr(sorted(program.hints)), target, options.digest)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def canonical_text(program: Program) -> str:
+    """The program without origins and with axes named by first appearance: the layers of a model then share a plan."""
+    roots = [*program.roots(), *program.anchors]
+    names: dict[str, Axis] = {}
+    for node in topological(roots):
+        for axis in node.axes:
+            names.setdefault(axis.name, Axis(f"a{len(names)}", axis.extent))
+    fresh = iter(rename_axes(roots, names))
+    outputs = tuple(replace(o, terms=tuple(Term(tuple(next(fresh) for _ in t.index), next(fresh)) for t in o.terms))
+                    for o in program.outputs)
+    text = print_program(replace(program, outputs=outputs, anchors=tuple(fresh)))
+    return re.sub(r" +# .*", "", text)
 
 
 def bytes_virtual(imported: Any) -> int:
     """Bytes of the values that are not stored, as the user's graph would have stored them."""
-    hints = dict(imported.program.hints)
-    return sum(a.type.numel.evaluate(hints) * getattr(torch, a.dtype).itemsize for a in imported.program.anchors)
+    tensors = [n.meta["example_value"] for n in imported.anchors]
+    return sum((numel_hint(t) or 0) * t.element_size() for t in tensors)
 
 
 def flops(program: Program, hints: dict[str, int]) -> int:
     """Two for every product that a dot of the regions' bodies adds up."""
-    from fuse.ir.expr import topological
-
     total = 0
     for region in program.regions:
         dots = {e.args[0] for e in topological(region.bodies) if e.op == "sum" and e.args[0].op == "mul"}

@@ -1,4 +1,5 @@
 """Programs with steps, written by hand: the regions that the reference interpreter, text and verifier tests share."""
+
 from __future__ import annotations
 
 from fuse.ir.expr import Axis, Buffer, Expr, const, dot, iota, make, read, sum_, where
@@ -28,22 +29,33 @@ ONE = const(1, "float32")
 def softmax_region(scores: Expr = MASKED) -> Region:
     """Softmax attention with the moments that entropy and its like need, an argmax and a plain maximum."""
     relative = {"over": (j,), "relative_to": "c"}
-    return Region("softmax", (j,), (i,), (
-        Carry("c", Kind.LSE, scores, (j,), (i,)),
-        Carry("o", Kind.SUM, read(V, j, e), axes=(i, e), **relative),
-        Carry("h1", Kind.SUM, ONE, axes=(i,), moment=1, **relative),
-        Carry("h2", Kind.SUM, ONE, axes=(i,), moment=2, **relative),
-        Carry("half", Kind.SUM, read(V, j, e), axes=(i, e), exponent=0.5, moment=2, **relative),
-        Carry("top", Kind.MAX, scores, (j,), (i,)),
-        Carry("arg", Kind.ARGMAX, scores, (j,), (i,)),
-    ))
+    return Region(
+        "softmax",
+        (j,),
+        (i,),
+        (
+            Carry("c", Kind.LSE, scores, (j,), (i,)),
+            Carry("o", Kind.SUM, read(V, j, e), axes=(i, e), **relative),
+            Carry("h1", Kind.SUM, ONE, axes=(i,), moment=1, **relative),
+            Carry("h2", Kind.SUM, ONE, axes=(i,), moment=2, **relative),
+            Carry("half", Kind.SUM, read(V, j, e), axes=(i, e), exponent=0.5, moment=2, **relative),
+            Carry("top", Kind.MAX, scores, (j,), (i,)),
+            Carry("arg", Kind.ARGMAX, scores, (j,), (i,)),
+        ),
+    )
 
 
 def softmax_program() -> Program:
     m, total = stored("c.m", "float32", (i,)), stored("c.l", "float32", (i,))
-    out = {"o": stored("o", "float32", (i, e)) / total, "half": stored("half", "float32", (i, e)),
-           "h1": stored("h1", "float32", (i,)) / total, "h2": stored("h2", "float32", (i,)) / total,
-           "L": m + make("log", total), "top": stored("top", "float32", (i,)), "arg": stored("arg", "int64", (i,))}
+    out = {
+        "o": stored("o", "float32", (i, e)) / total,
+        "half": stored("half", "float32", (i, e)),
+        "h1": stored("h1", "float32", (i,)) / total,
+        "h2": stored("h2", "float32", (i,)) / total,
+        "L": m + make("log", total),
+        "top": stored("top", "float32", (i,)),
+        "arg": stored("arg", "int64", (i,)),
+    }
     return Program((Q, K, V), tuple(output(n, x, *x.axes) for n, x in out.items()), (softmax_region(),))
 
 
@@ -51,15 +63,23 @@ def slab_program() -> Program:
     """Two sweeps: the second reads the row's own finished statistics; one gradient goes over the grid."""
     m, total = (carry_part(softmax_region(SCORES).carry("c"), "final", s) for s in (".m", ".l"))
     weight = make("exp", SCORES - m) / total
-    region = Region("slab", (j,), (i,), (
-        Carry("c", Kind.LSE, SCORES, (j,), (i,)),
-        Carry("dq", Kind.SUM, weight * read(K, j, d), (j,), (i, d), level=1),
-        Carry("dk", Kind.SUM, weight * read(Q, i, d), (i,), (j, d), level=1),
-        Carry("columns", Kind.LSE, SCORES, (i,), (j,)),
-        Carry("mix", Kind.SUM, read(Q, i, d), (i,), (j, d), relative_to="columns", storage="bfloat16"),
-    ), (Emit("p", weight, (j, i), level=1),))
-    reads = {n: stored(n, "bfloat16" if n == "mix" else "float32", a)
-             for n, a in (("dq", (i, d)), ("dk", (j, d)), ("mix", (j, d)), ("p", (j, i)))}
+    region = Region(
+        "slab",
+        (j,),
+        (i,),
+        (
+            Carry("c", Kind.LSE, SCORES, (j,), (i,)),
+            Carry("dq", Kind.SUM, weight * read(K, j, d), (j,), (i, d), level=1),
+            Carry("dk", Kind.SUM, weight * read(Q, i, d), (i,), (j, d), level=1),
+            Carry("columns", Kind.LSE, SCORES, (i,), (j,)),
+            Carry("mix", Kind.SUM, read(Q, i, d), (i,), (j, d), relative_to="columns", storage="bfloat16"),
+        ),
+        (Emit("p", weight, (j, i), level=1),),
+    )
+    reads = {
+        n: stored(n, "bfloat16" if n == "mix" else "float32", a)
+        for n, a in (("dq", (i, d)), ("dk", (j, d)), ("mix", (j, d)), ("p", (j, i)))
+    }
     return Program((Q, K), tuple(output(n, x, *x.axes) for n, x in reads.items()), (region,))
 
 
@@ -69,12 +89,22 @@ def product_program() -> Program:
     X, Y = buffer("X", i, a), buffer("Y", b, i)
     scaled = Define("scaled", read(X, i, a) * 2.0, (a, i))
     body = read(Buffer("scaled", "float32", (a.extent, i.extent)), a, i) + read(Y, b, i)
-    region = Region("pair", (a, b), (i,), (Carry("c", Kind.LSE, body, (a, b), (i,)),
-                                         Carry("s", Kind.SUM, ONE, (a, b), (i,), relative_to="c", exponent=2)))
+    region = Region(
+        "pair",
+        (a, b),
+        (i,),
+        (
+            Carry("c", Kind.LSE, body, (a, b), (i,)),
+            Carry("s", Kind.SUM, ONE, (a, b), (i,), relative_to="c", exponent=2),
+        ),
+    )
     m, total = stored("c.m", "float32", (i,)), stored("c.l", "float32", (i,))
     squared = Define("squared", stored("s", "float32", (i,)) / (total * total), (i,))
-    return Program((X, Y), (output("L", m + make("log", total), i), output("sq", stored("squared", "float32", (i,)), i)),
-                   (scaled, region, squared))
+    return Program(
+        (X, Y),
+        (output("L", m + make("log", total), i), output("sq", stored("squared", "float32", (i,)), i)),
+        (scaled, region, squared),
+    )
 
 
 t, n = axis("t"), axis("n", 3)
@@ -85,16 +115,33 @@ def scan_program() -> Program:
     """y_t = sum_n c_tn h_tn with h = a h + u, its last state, and its gradients in a sweep that runs backwards."""
     a, u, c, g = (read(b, *x) for b, x in ((A, (t, n)), (U, (t, n)), (C, (t, n)), (G, (t,))))
     h = make("scan", a, u, axis=t, reverse=False)
-    forward = Region("forward", (t,), (), (Carry("h", Kind.AFFINE, h, (t,), (n,)),), (Emit("y", sum_(h * c, n), (t,)),),
-                     boundaries=("h",))
+    forward = Region(
+        "forward",
+        (t,),
+        (),
+        (Carry("h", Kind.AFFINE, h, (t,), (n,)),),
+        (Emit("y", sum_(h * c, n), (t,)),),
+        boundaries=("h",),
+    )
     back = make("scan", make("shift", a, axis=t, by=-1), g * c, axis=t, reverse=True)
     again, adjoint = Carry("h2", Kind.AFFINE, h, (t,), (n,)), Carry("back", Kind.AFFINE, back, (t,), (n,))
     state, cotangent = carry_part(again, "prefix"), carry_part(adjoint, "prefix")
-    backward = Region("backward", (t,), (), (again, adjoint, Carry("total", Kind.SUM, cotangent, (t,), (n,))), (
-        Emit("da", cotangent * make("shift", state, axis=t, by=1), (t, n)),
-        Emit("du", cotangent, (t, n)), Emit("dc", g * state, (t, n))), reverse=True)
+    backward = Region(
+        "backward",
+        (t,),
+        (),
+        (again, adjoint, Carry("total", Kind.SUM, cotangent, (t,), (n,))),
+        (
+            Emit("da", cotangent * make("shift", state, axis=t, by=1), (t, n)),
+            Emit("du", cotangent, (t, n)),
+            Emit("dc", g * state, (t, n)),
+        ),
+        reverse=True,
+    )
     reads = {"y": (t,), "h": (n,), "da": (t, n), "du": (t, n), "dc": (t, n), "total": (n,)}
-    return Program((A, U, C, G), tuple(output(k, stored(k, "float32", x), *x) for k, x in reads.items()), (forward, backward))
+    return Program(
+        (A, U, C, G), tuple(output(k, stored(k, "float32", x), *x) for k, x in reads.items()), (forward, backward)
+    )
 
 
 def prefix_program(reverse: bool = False) -> Program:
@@ -104,13 +151,31 @@ def prefix_program(reverse: bool = False) -> Program:
     norm = sum_(q * carry_part(keys, "prefix"), d)
     o = sum_(q * carry_part(values, "prefix"), d) / norm
     weighted = Carry("weighted", Kind.SUM, v / norm, (t,), (e,))
-    region = Region("causal", (t,), (), (keys, values, weighted), (
-        Emit("o", o, (t, e)), Emit("w", carry_part(weighted, "prefix"), (t, e)),
-        Emit("late", carry_part(values, "prefix") * carry_part(weighted, "final"), (t, d, e), level=1)), reverse=reverse)
+    region = Region(
+        "causal",
+        (t,),
+        (),
+        (keys, values, weighted),
+        (
+            Emit("o", o, (t, e)),
+            Emit("w", carry_part(weighted, "prefix"), (t, e)),
+            Emit("late", carry_part(values, "prefix") * carry_part(weighted, "final"), (t, d, e), level=1),
+        ),
+        reverse=reverse,
+    )
     reads = {"o": (t, e), "w": (t, e), "late": (t, d, e), "weighted": (e,)}
-    return Program((buffer("q", t, d), buffer("k", t, d), buffer("v", t, e)),
-                   tuple(output(x, stored(x, "float32", ax), *ax) for x, ax in reads.items()), (region,))
+    return Program(
+        (buffer("q", t, d), buffer("k", t, d), buffer("v", t, e)),
+        tuple(output(x, stored(x, "float32", ax), *ax) for x, ax in reads.items()),
+        (region,),
+    )
 
 
-EXAMPLES = {"softmax": softmax_program(), "slab": slab_program(), "product": product_program(), "scan": scan_program(),
-            "prefix": prefix_program(), "suffix": prefix_program(reverse=True)}
+EXAMPLES = {
+    "softmax": softmax_program(),
+    "slab": slab_program(),
+    "product": product_program(),
+    "scan": scan_program(),
+    "prefix": prefix_program(),
+    "suffix": prefix_program(reverse=True),
+}

@@ -1,4 +1,5 @@
 """Dense evaluation: every op against torch, every VJP row against autograd, windows, reads, softmax statistics."""
+
 from __future__ import annotations
 
 import math
@@ -11,8 +12,23 @@ from hypothesis import strategies as st
 from fuse.ir.access import evaluate_output
 from fuse.ir.align import align
 from fuse.ir.evaluate import affine, bounds, evaluate, lse_pair
-from fuse.ir.expr import (COMPLEXES, FLOATS, Axis, Buffer, Expr, cast, const, dot, iota, lse, make, read, size, sum_,
-                          topological, where)
+from fuse.ir.expr import (
+    COMPLEXES,
+    FLOATS,
+    Axis,
+    Buffer,
+    Expr,
+    cast,
+    const,
+    iota,
+    lse,
+    make,
+    read,
+    size,
+    sum_,
+    topological,
+    where,
+)
 from fuse.ir.ops import LEAVES, OPS
 from fuse.ir.program import Output, Term
 from fuse.ir.size import Size
@@ -26,7 +42,7 @@ def leaf(name: str, *axes: Axis, dtype: str = "float64") -> Expr:
 
 
 X, Y, Z = leaf("X", t, d), leaf("Y", u, d), leaf("Z", t, d)
-P, Q = leaf("P", t, d), leaf("Q", u, d)                      # positive
+P, Q = leaf("P", t, d), leaf("Q", u, d)  # positive
 CX, CY = leaf("CX", t, d, dtype="complex128"), leaf("CY", u, d, dtype="complex128")
 B, C = leaf("B", t, d, dtype="bool"), leaf("C", u, dtype="bool")
 I, J = leaf("I", t, d, dtype="int64"), leaf("J", u, dtype="int64")
@@ -35,10 +51,19 @@ I, J = leaf("I", t, d, dtype="int64"), leaf("J", u, dtype="int64")
 def feeds(seed: int = 0) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     f = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)  # noqa: E731
-    return {"X": f(5, 3), "Y": f(4, 3), "Z": f(5, 3), "P": f(5, 3).abs() + 0.1, "Q": f(4, 3).abs() + 0.1,
-            "CX": torch.complex(f(5, 3), f(5, 3)), "CY": torch.complex(f(4, 3), f(4, 3)),
-            "B": f(5, 3) > 0, "C": f(4) > 0, "I": torch.randint(-4, 9, (5, 3), generator=g),
-            "J": torch.randint(1, 3, (4,), generator=g)}
+    return {
+        "X": f(5, 3),
+        "Y": f(4, 3),
+        "Z": f(5, 3),
+        "P": f(5, 3).abs() + 0.1,
+        "Q": f(4, 3).abs() + 0.1,
+        "CX": torch.complex(f(5, 3), f(5, 3)),
+        "CY": torch.complex(f(4, 3), f(4, 3)),
+        "B": f(5, 3) > 0,
+        "C": f(4) > 0,
+        "I": torch.randint(-4, 9, (5, 3), generator=g),
+        "J": torch.randint(1, 3, (4,), generator=g),
+    }
 
 
 def broadcast(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,14 +71,42 @@ def broadcast(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return x[:, :, None], y.T if y.ndim == 2 else y
 
 
-UNARY = {"neg": torch.neg, "exp": torch.exp, "log": torch.log, "log1p": torch.log1p, "expm1": torch.expm1,
-         "tanh": torch.tanh, "sigmoid": torch.sigmoid, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "abs": torch.abs,
-         "sign": torch.sign, "sin": torch.sin, "cos": torch.cos, "erf": torch.erf, "floor": torch.floor,
-         "isnan": torch.isnan, "stop": lambda x: x}
-BINARY = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "pow": torch.pow,
-          "maximum": torch.maximum, "minimum": torch.minimum, "eq": torch.eq, "ne": torch.ne, "lt": torch.lt,
-          "le": torch.le, "logaddexp": torch.logaddexp, "exp_sub": lambda a, b: torch.exp(a - b), "sub_lse": torch.sub,
-          "complex": torch.complex}
+UNARY = {
+    "neg": torch.neg,
+    "exp": torch.exp,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "expm1": torch.expm1,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "erf": torch.erf,
+    "floor": torch.floor,
+    "isnan": torch.isnan,
+    "stop": lambda x: x,
+}
+BINARY = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "pow": torch.pow,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "eq": torch.eq,
+    "ne": torch.ne,
+    "lt": torch.lt,
+    "le": torch.le,
+    "logaddexp": torch.logaddexp,
+    "exp_sub": lambda a, b: torch.exp(a - b),
+    "sub_lse": torch.sub,
+    "complex": torch.complex,
+}
 OTHER = {
     "not": (make("not", B), lambda e: ~e["B"]),
     "and": (make("and", B, C), lambda e: e["B"][..., None] & e["C"]),
@@ -110,9 +163,27 @@ def test_other_ops(op: str):
 # ---- derivatives ------------------------------------------------------------------------------------------------
 
 DERIVATIVES: dict[str, list[Expr]] = {
-    **{op: [make(op, P)] for op in UNARY}, **{op: [make(op, P, Q), make(op, Q, P)] for op in BINARY},
-    **{op: [make(op, CX)] for op in (
-        "neg", "exp", "log", "log1p", "expm1", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos", "conj", "real", "imag")},
+    **{op: [make(op, P)] for op in UNARY},
+    **{op: [make(op, P, Q), make(op, Q, P)] for op in BINARY},
+    **{
+        op: [make(op, CX)]
+        for op in (
+            "neg",
+            "exp",
+            "log",
+            "log1p",
+            "expm1",
+            "tanh",
+            "sigmoid",
+            "sqrt",
+            "rsqrt",
+            "sin",
+            "cos",
+            "conj",
+            "real",
+            "imag",
+        )
+    },
     **{op: [make(op, CX, CY), make(op, X, Y)] for op in ("add", "sub", "mul", "div")},
     "pow": [make("pow", P, Q), make("pow", CX, CY)],
     "complex": [make("complex", X, Y)],
@@ -122,10 +193,15 @@ DERIVATIVES: dict[str, list[Expr]] = {
     "max": [make("max", X * Y, axes=(d,)), make("max", X, axes=(t, d))],
     "lse": [lse(X * Y, d), make("lse", X, axes=(t, d))],
     "logaddexp": [make("logaddexp", lse(X, d), lse(Z * 2.0, d))],
-    "exp_sub": [make("exp_sub", X, lse(X, d)), make("exp_sub", Z, lse(X, d)),
-                make("exp_sub", X, make("logaddexp", lse(X, d), lse(Z, d)))],
+    "exp_sub": [
+        make("exp_sub", X, lse(X, d)),
+        make("exp_sub", Z, lse(X, d)),
+        make("exp_sub", X, make("logaddexp", lse(X, d), lse(Z, d))),
+    ],
     "sub_lse": [make("sub_lse", X, lse(X, d)), make("sub_lse", Y, leaf("R", u))],
-    "scan": [make("scan", a, b, axis=t, reverse=r) for r in (False, True) for a, b in ((X, Z), (X, Z * Y), (CX, CX * CY))],
+    "scan": [
+        make("scan", a, b, axis=t, reverse=r) for r in (False, True) for a, b in ((X, Z), (X, Z * Y), (CX, CX * CY))
+    ],
     "shift": [make("shift", x, axis=t, by=by) for x in (X, CX) for by in (1, -1, 2, -7)],
     "pick": [make("pick", X, J, axis=t), make("pick", X, J - 2, axis=d), make("pick", CX, J, axis=d)],
     "abs": [make("abs", X), make("abs", CX)],
@@ -154,15 +230,26 @@ def test_every_row_with_a_vjp_is_differentiated():
     assert {op for op, row in OPS.items() if any(row.vjp)} <= set(DERIVATIVES)
 
 
-@pytest.mark.parametrize("node", [pytest.param(n, id=f"{op}{i}") for op, ns in DERIVATIVES.items() for i, n in enumerate(ns)
-                                  if n.dtype in FLOATS + COMPLEXES])
+@pytest.mark.parametrize(
+    "node",
+    [
+        pytest.param(n, id=f"{op}{i}")
+        for op, ns in DERIVATIVES.items()
+        for i, n in enumerate(ns)
+        if n.dtype in FLOATS + COMPLEXES
+    ],
+)
 def test_vjp_against_autograd(node: Expr):
     leaves = [e for e in topological([node]) if e.op == "read" and e.dtype in FLOATS + COMPLEXES]
     env = {**feeds(), "R": torch.randn(4, dtype=torch.float64)}
     inputs = {e["buffer"].name: env[e["buffer"].name].clone().requires_grad_() for e in leaves}
     out = evaluate(node, {**env, **inputs}, SIZES)
     g = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
-    want = torch.autograd.grad(out, list(inputs.values()), g, allow_unused=True) if out.requires_grad else [None] * len(leaves)
+    want = (
+        torch.autograd.grad(out, list(inputs.values()), g, allow_unused=True)
+        if out.requires_grad
+        else [None] * len(leaves)
+    )
     got = derived(node, leaf("g", *node.axes, dtype=node.dtype), leaves)
     for e, expr, grad in zip(leaves, got, want, strict=True):
         shape = inputs[e["buffer"].name]
@@ -182,6 +269,7 @@ def test_ties_of_max_share_their_cotangent():
 
 # ---- softmax statistics -------------------------------------------------------------------------------------------
 
+
 def test_weights_come_from_the_pair():
     x = torch.randn(5, 3) + 1e4
     got = evaluate(make("exp_sub", cast(X, "float32"), lse(cast(X, "float32"), d)), {"X": x.double()}, SIZES)
@@ -197,7 +285,7 @@ def test_masked_rows_are_those_of_torch(fill: float):
     x[1], x[2, 0] = fill, fill
     f = cast(X, "float32")
     close(evaluate(make("exp_sub", f, lse(f, d)), {"X": x.double()}, SIZES), x.softmax(1), 1e-6)
-    if fill != float("inf"):                       # torch's logsumexp is inf there, its log_softmax nan
+    if fill != float("inf"):  # torch's logsumexp is inf there, its log_softmax nan
         close(evaluate(lse(f, d), {"X": x.double()}, SIZES), x.logsumexp(1), 1e-6)
 
 
@@ -226,23 +314,34 @@ NUMBERS = {"N": torch.randn(24, 7, dtype=torch.float64), "K": torch.tensor([6, 0
 K = read(Buffer("K", "int64", (Size.of(4),)), c)
 
 
-@pytest.mark.parametrize(("node", "want"), [
-    (read(N, iota(c) + 3, iota(e7)), lambda n: n[3:7]),
-    (read(N, iota(c) * 2 + 1, const(5, "int64")), lambda n: n[1:9:2, 5]),
-    (read(N, iota(e7), iota(b)), lambda n: n[:7, :3]),
-    (read(N, iota(a) * 12 + iota(b) * 4 + iota(c), iota(e7)), lambda n: n.view(2, 3, 4, 7)),
-    (read(N, iota(c) + iota(a) * 12 + 8, iota(e7)), lambda n: n.view(2, 12, 7)[:, 8:].transpose(0, 1)),
-    (read(N, iota(a) * 8 + iota(b) * 2 + 9, iota(e7)), lambda n: n[9:].view(-1, 7)[[0, 2, 4, 8, 10, 12]].view(2, 3, 7)),
-    (read(N, iota(c), iota(c)), lambda n: n.diagonal()[:4]),
-    (read(N, iota(c) + iota(b), iota(e7)), lambda n: torch.stack([n[i:i + 3] for i in range(4)])),
-    (read(N, K, iota(e7)), lambda n: n[[6, 0, 3, 3]]),
-    (read(N, iota(b), K), lambda n: n[:3, [6, 0, 3, 3]]),
-    (read(N, iota(c), K), lambda n: n[[0, 1, 2, 3], [6, 0, 3, 3]]),
-    (read(N, K + iota(b), iota(e7)), lambda n: n[torch.tensor([6, 0, 3, 3])[:, None] + torch.arange(3)]),
-    (read(N, 3 - iota(c), iota(e7)), lambda n: n[:4].flip(0)),
-])
+@pytest.mark.parametrize(
+    ("node", "want"),
+    [
+        (read(N, iota(c) + 3, iota(e7)), lambda n: n[3:7]),
+        (read(N, iota(c) * 2 + 1, const(5, "int64")), lambda n: n[1:9:2, 5]),
+        (read(N, iota(e7), iota(b)), lambda n: n[:7, :3]),
+        (read(N, iota(a) * 12 + iota(b) * 4 + iota(c), iota(e7)), lambda n: n.view(2, 3, 4, 7)),
+        (read(N, iota(c) + iota(a) * 12 + 8, iota(e7)), lambda n: n.view(2, 12, 7)[:, 8:].transpose(0, 1)),
+        (
+            read(N, iota(a) * 8 + iota(b) * 2 + 9, iota(e7)),
+            lambda n: n[9:].view(-1, 7)[[0, 2, 4, 8, 10, 12]].view(2, 3, 7),
+        ),
+        (read(N, iota(c), iota(c)), lambda n: n.diagonal()[:4]),
+        (read(N, iota(c) + iota(b), iota(e7)), lambda n: torch.stack([n[i : i + 3] for i in range(4)])),
+        (read(N, K, iota(e7)), lambda n: n[[6, 0, 3, 3]]),
+        (read(N, iota(b), K), lambda n: n[:3, [6, 0, 3, 3]]),
+        (read(N, iota(c), K), lambda n: n[[0, 1, 2, 3], [6, 0, 3, 3]]),
+        (read(N, K + iota(b), iota(e7)), lambda n: n[torch.tensor([6, 0, 3, 3])[:, None] + torch.arange(3)]),
+        (read(N, 3 - iota(c), iota(e7)), lambda n: n[:4].flip(0)),
+    ],
+)
 def test_reads(node: Expr, want):
     close(evaluate(node, NUMBERS, {}), want(NUMBERS["N"]))
+
+
+def test_the_diagonal_of_a_square():
+    square = Buffer("N", "float64", (c.extent, c.extent))
+    close(evaluate(read(square, c, c), {"N": NUMBERS["N"][:4, :4]}, {}), NUMBERS["N"].diagonal()[:4])
 
 
 @pytest.mark.parametrize("index", [iota(c) - 2, iota(c) + 22, K - 100, K + 100, K * 10])
@@ -276,12 +375,24 @@ def test_bounds_of_affine_forms():
     assert bounds(affine(iota(t) * size(Size.of("A") - Size.of("B")))) is None
 
 
-# ---- windows, types, outputs ------------------------------------------------------------------------------------------
+# ---- windows, types, outputs ----------------------------------------------------------------------------------------
 
-WINDOWED = [X * Y + 1.0, sum_(X * Y, d), lse(X * Y, t), make("exp_sub", X, lse(X, t)), make("scan", X, Z, axis=t, reverse=True),
-            make("shift", X * Y, axis=t, by=2), make("shift", X, axis=t, by=-1), make("pick", X, J, axis=t), iota(t) + iota(u),
-            make("shift", make("scan", X, Z, axis=t, reverse=False), axis=t, by=1), make("max", X, axes=(t,)) + X, B,
-            make("argmax", X * Y, axes=(t,)), read(Buffer("X", "float64", (t.extent, d.extent)), iota(t) - 1, iota(d))]
+WINDOWED = [
+    X * Y + 1.0,
+    sum_(X * Y, d),
+    lse(X * Y, t),
+    make("exp_sub", X, lse(X, t)),
+    make("scan", X, Z, axis=t, reverse=True),
+    make("shift", X * Y, axis=t, by=2),
+    make("shift", X, axis=t, by=-1),
+    make("pick", X, J, axis=t),
+    iota(t) + iota(u),
+    make("shift", make("scan", X, Z, axis=t, reverse=False), axis=t, by=1),
+    make("max", X, axes=(t,)) + X,
+    B,
+    make("argmax", X * Y, axes=(t,)),
+    read(Buffer("X", "float64", (t.extent, d.extent)), iota(t) - 1, iota(d)),
+]
 
 
 @given(st.sampled_from(WINDOWED), st.integers(0, 5), st.integers(0, 5), st.integers(0, 4), st.integers(0, 4))
@@ -309,6 +420,7 @@ def test_several_expressions_share_their_parts():
 
 def test_dots_do_not_build_their_product():
     from fuse.ir.evaluate import Evaluator
+
     sizes = {"T": 50, "U": 40, "D": 30}
     env = {"X": torch.randn(50, 30, dtype=torch.float64), "Y": torch.randn(40, 30, dtype=torch.float64)}
     for body in (X * Y, X * Y * 2.0, (X + 1.0) * (X * Y), cast(iota(t), "float64") * Y * X):
@@ -328,7 +440,7 @@ def test_outputs_add_their_terms():
     rows = read(Buffer("rows", "int64", (u.extent,)), u)
     env = {**feeds(), "rows": torch.tensor([1, 4, 1, 7])}
     out = evaluate_output(Output(table, (Term((iota(t), iota(d)), X), Term((rows, iota(d)), Y))), env, SIZES)
-    want = env["X"].clone().index_add_(0, torch.tensor([1, 4, 1]), env["Y"][:3])          # 7 is out of range
+    want = env["X"].clone().index_add_(0, torch.tensor([1, 4, 1]), env["Y"][:3])  # 7 is out of range
     close(out, want)
     close(env["X"], feeds()["X"])
     half = evaluate_output(Output(table, (Term((iota(t), iota(d)), const(2, "float64")),)), env, SIZES)

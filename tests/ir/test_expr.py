@@ -1,4 +1,5 @@
 """Expressions: interning, types, broadcasting by name, rewriting."""
+
 from __future__ import annotations
 
 import gc
@@ -6,8 +7,26 @@ import math
 
 import pytest
 
-from fuse.ir.expr import (Axis, Buffer, IRError, cast, const, dot, iota, lse, make, read, rebuild, rename_axes, rewrite,
-                          size, substitute, sum_, topological, where)
+from fuse.ir.expr import (
+    Axis,
+    Buffer,
+    IRError,
+    cast,
+    const,
+    dot,
+    iota,
+    lse,
+    make,
+    read,
+    rebuild,
+    rename_axes,
+    rewrite,
+    size,
+    substitute,
+    sum_,
+    topological,
+    where,
+)
 from fuse.ir.size import Size
 
 t, u, v, d = (Axis(n, Size.of(n.upper())) for n in "tuvd")
@@ -31,6 +50,7 @@ def test_constants_that_compare_equal_stay_apart():
 
 def test_interning_does_not_keep_expressions_alive():
     from fuse.ir.expr import _interned
+
     gc.collect()
     before = len(_interned)
     make("exp", x + 123.5)
@@ -48,23 +68,27 @@ def test_broadcasting_is_by_name():
     assert make("argmax", x, axes=(d,)).dtype == "int64"
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: make("nonsense", x), "unknown op"),
-    (lambda: make("add", x), "takes 2 arguments"),
-    (lambda: x + cast(x, "float64"), "one dtype"),
-    (lambda: make("exp", y), "floating-point"),
-    (lambda: x * read(Buffer("Z", "float32", (Size.of(3),)), Axis("d", Size.of(3))), "two extents"),
-    (lambda: lse(x, v), "cannot reduce"),
-    (lambda: make("not", x), "booleans"),
-    (lambda: make("mod", x, x), "integers"),
-    (lambda: where(x, x, x), "must be bool"),
-    (lambda: read(X, t), "2 dimensions"),
-    (lambda: read(X, t, x), "int64"),
-    (lambda: make("pick", x, iota(d), axis=d), "constant along"),
-    (lambda: make("pick", x, x, axis=d), "int64"),
-    (lambda: make("scan", x, x, axis=v, reverse=False), "not an axis"),
-    (lambda: make("complex", x, cast(x, "float64")), "one dtype"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: make("nonsense", x), "unknown op"),
+        (lambda: make("add", x), "takes 2 arguments"),
+        (lambda: x + cast(x, "float64"), "one dtype"),
+        (lambda: make("exp", y), "floating-point"),
+        (lambda: x * read(Buffer("Z", "float32", (Size.of(3),)), Axis("d", Size.of(3))), "two extents"),
+        (lambda: lse(x, v), "cannot reduce"),
+        (lambda: sum_(make("eq", x, x), d), "cannot sum booleans"),
+        (lambda: make("not", x), "booleans"),
+        (lambda: make("mod", x, x), "integers"),
+        (lambda: where(x, x, x), "must be bool"),
+        (lambda: read(X, t), "2 dimensions"),
+        (lambda: read(X, t, x), "int64"),
+        (lambda: make("pick", x, iota(d), axis=d), "constant along"),
+        (lambda: make("pick", x, x, axis=d), "int64"),
+        (lambda: make("scan", x, x, axis=v, reverse=False), "not an axis"),
+        (lambda: make("complex", x, cast(x, "float64")), "one dtype"),
+    ],
+)
 def test_bad_expressions_are_refused(build, message):
     with pytest.raises(IRError, match=message):
         build()

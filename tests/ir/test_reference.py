@@ -1,14 +1,15 @@
 """The reference interpreter against dense torch in float64, at tiles that do not divide anything."""
+
 from __future__ import annotations
 
 import pytest
 import torch
-from tests.ir.examples import EXAMPLES, MASKED, SCORES, i, j, n, softmax_region, t
 
 from fuse.ir.expr import IRError, make
 from fuse.ir.program import Kind, Program, Region
 from fuse.ir.reference import Trace, boxes, run, run_region
 from fuse.ir.size import Size
+from tests.ir.examples import EXAMPLES, MASKED, SCORES, i, j, n, softmax_region, t
 
 TILES = (1, 7, 64)
 D = torch.float64
@@ -21,7 +22,9 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
 def close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float = 1e-10) -> None:
     assert got.keys() == want.keys()
     for name, value in want.items():
-        torch.testing.assert_close(got[name].to(value.dtype), value, rtol=tolerance, atol=tolerance, equal_nan=True, msg=name)
+        torch.testing.assert_close(
+            got[name].to(value.dtype), value, rtol=tolerance, atol=tolerance, equal_nan=True, msg=name
+        )
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -31,17 +34,37 @@ def test_softmax_with_moments(tile: int):
     p, gap = s.softmax(1), s - s.amax(1, keepdim=True)
     trace = Trace()
     got = run(EXAMPLES["softmax"], {"Q": q, "K": k, "V": v}, {"I": 19, "J": 23}, tile=tile, trace=trace)
-    nans = torch.full((19,), torch.nan, dtype=D)           # exp(-inf) * (-inf) in masked positions, as eager has it
-    close(got, {"o": p @ v, "half": torch.full((19, 3), torch.nan, dtype=D), "h1": nans, "h2": nans, "L": s.logsumexp(1),
-                "top": s.amax(1), "arg": s.argmax(1)})
+    nans = torch.full((19,), torch.nan, dtype=D)  # exp(-inf) * (-inf) in masked positions, as eager has it
+    close(
+        got,
+        {
+            "o": p @ v,
+            "half": torch.full((19, 3), torch.nan, dtype=D),
+            "h1": nans,
+            "h2": nans,
+            "L": s.logsumexp(1),
+            "top": s.amax(1),
+            "arg": s.argmax(1),
+        },
+    )
     assert trace.sweeps == 1
     assert trace.peak <= 19 * max(tile, 4) if tile < 23 else trace.peak == 19 * 23
     free = Program(EXAMPLES["softmax"].inputs, EXAMPLES["softmax"].outputs, (softmax_region(SCORES),))
     got = run(free, {"Q": q, "K": k, "V": v}, {"I": 19, "J": 23}, tile=tile)
     s = q @ k.T
     p, gap = s.softmax(1), s - s.amax(1, keepdim=True)
-    close(got, {"o": p @ v, "half": ((gap / 2).exp() * gap ** 2) @ v, "h1": (p * gap).sum(1), "h2": (p * gap ** 2).sum(1),
-                "L": s.logsumexp(1), "top": s.amax(1), "arg": s.argmax(1)})
+    close(
+        got,
+        {
+            "o": p @ v,
+            "half": ((gap / 2).exp() * gap**2) @ v,
+            "h1": (p * gap).sum(1),
+            "h2": (p * gap**2).sum(1),
+            "L": s.logsumexp(1),
+            "top": s.amax(1),
+            "arg": s.argmax(1),
+        },
+    )
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -53,8 +76,10 @@ def test_odd_rows(tile: int, fill: float):
     program = Program(EXAMPLES["softmax"].inputs, EXAMPLES["softmax"].outputs, (region,))
     got = run(program, {"Q": q, "K": k.abs(), "V": v}, {"I": 5, "J": 23}, tile=tile)
     s = q @ k.abs().T
-    close({x: got[x] for x in ("o", "L", "arg", "top")},
-          {"o": s.softmax(1) @ v, "L": s.logsumexp(1), "arg": s.argmax(1), "top": s.amax(1)})
+    close(
+        {x: got[x] for x in ("o", "L", "arg", "top")},
+        {"o": s.softmax(1) @ v, "L": s.logsumexp(1), "arg": s.argmax(1), "top": s.amax(1)},
+    )
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -64,8 +89,11 @@ def test_argmax_takes_the_first(tile: int, reverse: bool):
     q = torch.tensor([[0.25] * 4, [0.0] * 4], dtype=D)
     carries = tuple(c for c in softmax_region(SCORES).carries if c.kind is Kind.ARGMAX)
     for count in (23, 20):
-        program = Program(EXAMPLES["softmax"].inputs, EXAMPLES["softmax"].outputs[-1:],
-                          (Region("r", (j,), (i,), carries, reverse=reverse),))
+        program = Program(
+            EXAMPLES["softmax"].inputs,
+            EXAMPLES["softmax"].outputs[-1:],
+            (Region("r", (j,), (i,), carries, reverse=reverse),),
+        )
         got = run(program, {"Q": q, "K": k[:count]}, {"I": 2, "J": count}, tile=tile)
         close(got, {"arg": (q @ k[:count].T).argmax(1)})
 
@@ -94,6 +122,7 @@ def test_streams_may_form_a_product(tile: int):
 @pytest.mark.parametrize("limit", [1, 3, 5, 12, 100, None])
 def test_boxes_cover_a_product_in_order(limit: int | None):
     from tests.ir.examples import axis
+
     axes = [axis("x", 4), axis("y", 5)]
     order = [(x, y) for b in boxes(axes, {}, limit) for x in range(*b[axes[0]]) for y in range(*b[axes[1]])]
     assert order == [(x, y) for x in range(4) for y in range(5)]
@@ -136,14 +165,22 @@ def test_prefixes(tile: int, name: str):
 
 def test_shifts_reach_one_position_only():
     scan = EXAMPLES["scan"].steps[0].carries[0]
-    far = Region("far", (t,), (), (scan,), tuple(
-        e.__class__("far", make("shift", scan.body, axis=t, by=2), (t, n)) for e in EXAMPLES["scan"].steps[0].emits))
+    far = Region(
+        "far",
+        (t,),
+        (),
+        (scan,),
+        tuple(
+            e.__class__("far", make("shift", scan.body, axis=t, by=2), (t, n)) for e in EXAMPLES["scan"].steps[0].emits
+        ),
+    )
     with pytest.raises(IRError, match="neighbour"):
         run(Program(EXAMPLES["scan"].inputs, (), (far,)), {"A": rand(9, 3), "U": rand(9, 3)}, {"T": 9}, tile=4)
 
 
 def test_the_fallback_computes_what_regions_store(monkeypatch):
     import fuse.ir.reference as reference
+
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 40)
     q, k, v = rand(19, 4), rand(23, 4), rand(23, 3)
     env = {"Q": q.float(), "K": k.float(), "V": v.float()}

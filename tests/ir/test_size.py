@@ -1,4 +1,5 @@
 """Extents are polynomials: arithmetic agrees with integers, and `nonnegative` never claims what fails."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,16 +1,17 @@
 """Each rule of the verifier: what it accepts, and a program that it must refuse."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tests.ir.examples import EXAMPLES, G, K, Q, SCORES, axis, buffer, d, e, i, j, output, t
 
 from fuse.ir.expr import Axis, Buffer, Expr, IRError, Type, cast, const, iota, lse, make, read, sum_
 from fuse.ir.program import Carry, Define, Emit, Kind, Output, Program, Region, Term, carry_part, stored
 from fuse.ir.size import Size
 from fuse.ir.verify import verify
+from tests.ir.examples import EXAMPLES, SCORES, G, K, Q, axis, buffer, d, e, i, j, output, t
 
 SOFTMAX, SCAN, PREFIX = EXAMPLES["softmax"], EXAMPLES["scan"], EXAMPLES["prefix"]
 ONE = const(1, "float32")
@@ -77,25 +78,46 @@ BAD: dict[str, tuple[Callable[[], Program], str]] = {
     "arity": (lambda: tampered(args=()), "neg takes 1 arguments, got 0"),
     "type": (lambda: tampered(type=Type("float64", (i, d))), "expected Type"),
     "type rule": (lambda: tampered(op="not"), "expected booleans"),
-    "one extent": (lambda: Program((Q, G), (output("a", read(Q, i, d), i, d), output("b", read(G, wrong_i), wrong_i))), "axis i has extent 9"),
+    "one extent": (
+        lambda: Program((Q, G), (output("a", read(Q, i, d), i, d), output("b", read(G, wrong_i), wrong_i))),
+        "axis i has extent 9",
+    ),
     # names
     "twice an input": (lambda: replace(SOFTMAX, inputs=(Q, Q)), "the name Q is taken"),
     "cotangent": (lambda: replace(SOFTMAX, cotangents=("ct",)), "cotangent ct is not an input"),
     "twice a step": (lambda: replace(SOFTMAX, steps=SOFTMAX.steps * 2), "two steps"),
-    "twice a store": (lambda: replace(SOFTMAX, steps=(Define("o", BODY, (i, d)), *SOFTMAX.steps)), "the name o is taken"),
+    "twice a store": (
+        lambda: replace(SOFTMAX, steps=(Define("o", BODY, (i, d)), *SOFTMAX.steps)),
+        "the name o is taken",
+    ),
     "twice a carry": (lambda: more(SOFTMAX.steps[0].carries[1]), "two carries or emits are named o"),
     "twice an output": (lambda: replace(SOFTMAX, outputs=SOFTMAX.outputs[:1] * 2), "two outputs"),
     # reads
     "nobody stores it": (lambda: replace(SOFTMAX, steps=()), "neither an input nor stored"),
-    "stored later": (lambda: replace(SOFTMAX, steps=(Define("x", m, (i,)), *SOFTMAX.steps)), "neither an input nor stored"),
+    "stored later": (
+        lambda: replace(SOFTMAX, steps=(Define("x", m, (i,)), *SOFTMAX.steps)),
+        "neither an input nor stored",
+    ),
     "own store": (lambda: carry("o", body=read(buffer("c.m", i), i), axes=(i,)), "neither an input nor stored"),
-    "another shape": (lambda: replace(SOFTMAX, inputs=(buffer("Q", d, i), *SOFTMAX.inputs[1:])), r"expected Q: float32\[4, I\]"),
+    "another shape": (
+        lambda: replace(SOFTMAX, inputs=(buffer("Q", d, i), *SOFTMAX.inputs[1:])),
+        r"expected Q: float32\[4, I\]",
+    ),
     "another type": (lambda: carry("o", storage="bfloat16"), "expected o: bfloat16"),
     # defines
-    "define axes": (lambda: replace(SOFTMAX, steps=(Define("x", BODY, (i,)), *SOFTMAX.steps)), r"over \(i, d\) is stored over \(i\)"),
+    "define axes": (
+        lambda: replace(SOFTMAX, steps=(Define("x", BODY, (i,)), *SOFTMAX.steps)),
+        r"over \(i, d\) is stored over \(i\)",
+    ),
     "define repeats": (lambda: replace(SOFTMAX, steps=(Define("x", BODY, (i, d, d)), *SOFTMAX.steps)), "repeat"),
-    "virtual define": (lambda: replace(SOFTMAX, steps=(Define("x", SCORES, (i, j)), *SOFTMAX.steps), anchors=(SCORES,)), "virtual value"),
-    "carry outside": (lambda: outputs(Term((iota(i),), carry_part(SOFTMAX.steps[0].carry("o"), "final")), shape=(i,)), "outside a region"),
+    "virtual define": (
+        lambda: replace(SOFTMAX, steps=(Define("x", SCORES, (i, j)), *SOFTMAX.steps), anchors=(SCORES,)),
+        "virtual value",
+    ),
+    "carry outside": (
+        lambda: outputs(Term((iota(i),), carry_part(SOFTMAX.steps[0].carry("o"), "final")), shape=(i,)),
+        "outside a region",
+    ),
     # regions
     "no stream": (lambda: region(streams=(), grid=(i, j)), "one stream at least"),
     "stream is grid": (lambda: region(grid=(i, j)), "must be disjoint"),
@@ -120,28 +142,51 @@ BAD: dict[str, tuple[Callable[[], Program], str]] = {
     "relative over": (lambda: more(Carry("x", Kind.SUM, BODY, (i,), (j, d), "c")), "whose maximum moves"),
     "relative type": (lambda: carry("o", body=const(1, "float64")), "expected float32 as c"),
     "negative exponent": (lambda: carry("half", exponent=-1), "must not be negative"),
-    "binds the stream": (lambda: carry("top", body=SCORES - lse(SCORES, j)), r"lse binds \(j\), which the region walks"),
-    "foreign scan": (lambda: region(program=SCAN, carries=(Carry("x", Kind.SUM, SCAN.steps[0].carries[0].body, (t,), SCAN.steps[0].carries[0].axes),)),
-                     "scan binds"),
+    "binds the stream": (
+        lambda: carry("top", body=SCORES - lse(SCORES, j)),
+        r"lse binds \(j\), which the region walks",
+    ),
+    "foreign scan": (
+        lambda: region(
+            program=SCAN,
+            carries=(Carry("x", Kind.SUM, SCAN.steps[0].carries[0].body, (t,), SCAN.steps[0].carries[0].axes),),
+        ),
+        "scan binds",
+    ),
     # parts
     "no such carry": (lambda: read_part("nobody"), "does not have"),
     "no such suffix": (lambda: read_part("values.m"), "does not have"),
     "no such part": (lambda: read_part("values", "half"), "expected final, prefix or running"),
     "final too early": (lambda: read_part("values", "final", (d, e)), "expected a level below"),
     "running too early": (lambda: carry("weighted", program=PREFIX, level=2), "computed at level 2"),
-    "prefix of a maximum": (lambda: carry("keys", program=PREFIX, kind=Kind.MAX), "expected an AFFINE carry or a plain SUM"),
+    "prefix of a maximum": (
+        lambda: carry("keys", program=PREFIX, kind=Kind.MAX),
+        "expected an AFFINE carry or a plain SUM",
+    ),
     "prefix axes": (lambda: read_part("values", axes=(d, e)), r"expected \(d, e, t\)"),
     "part type": (lambda: read_part("values", dtype="float64"), "expected float32"),
-    "cycle": (lambda: carry("keys", program=PREFIX, body=carry_part(PREFIX.steps[0].carry("keys"), "prefix")), "cycle: keys -> keys"),
+    "cycle": (
+        lambda: carry("keys", program=PREFIX, body=carry_part(PREFIX.steps[0].carry("keys"), "prefix")),
+        "cycle: keys -> keys",
+    ),
     # emits
     "emit axes": (lambda: region(program=SCAN, emits=(Emit("y", ONE, ()),)), "expected all of"),
-    "emit body": (lambda: region(program=SCAN, emits=(Emit("y", read(buffer("A", t, axis("n", 3)), t, axis("n", 3)), (t,)),)), "stored over"),
+    "emit body": (
+        lambda: region(program=SCAN, emits=(Emit("y", read(buffer("A", t, axis("n", 3)), t, axis("n", 3)), (t,)),)),
+        "stored over",
+    ),
     # outputs
     "rank": (lambda: outputs(Term((), m)), "0 indices, expected 1"),
     "index type": (lambda: outputs(Term((m,), m)), "must be int64"),
     "value type": (lambda: outputs(Term((iota(i),), iota(i))), "expected a float"),
-    "gradient shape": (lambda: outputs(Term((iota(i),), m), of="Q"), r"the gradient of Q: float32\[I, 4\] has shape \[I\]"),
-    "virtual output": (lambda: replace(outputs(Term((iota(i), iota(j)), SCORES), shape=(i, j)), anchors=(SCORES,)), "virtual value"),
+    "gradient shape": (
+        lambda: outputs(Term((iota(i),), m), of="Q"),
+        r"the gradient of Q: float32\[I, 4\] has shape \[I\]",
+    ),
+    "virtual output": (
+        lambda: replace(outputs(Term((iota(i), iota(j)), SCORES), shape=(i, j)), anchors=(SCORES,)),
+        "virtual value",
+    ),
 }
 
 

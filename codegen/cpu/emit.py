@@ -1,0 +1,235 @@
+"""A tile program as one C++ function: tasks, row tiles, levels, column tiles, and what each of them does.
+
+    fuse_workspace(arg, outer)                      bytes of scratch memory
+    fuse_kernel(buf, arg, blas, work, outer, inner) buf: inputs, then outputs; arg: `arguments`
+
+`outer` threads share the tasks; a task is a batch point (`spread` = 0) or one row tile of one (`spread` = 1). `inner`
+threads share the loops inside a tile, and the GEMM library threads itself. The source does not depend on which is used.
+"""
+from __future__ import annotations
+
+from fuse.codegen.cpu.arguments import arguments
+from fuse.codegen.cpu.context import Array, Context, Work
+from fuse.codegen.cpu.folds import Fold, Weighted
+from fuse.codegen.cpu.frame import Frame
+from fuse.codegen.cpu.lanes import Lanes
+from fuse.codegen.cpu.nests import Nests
+from fuse.codegen.cpu.operands import Operands
+from fuse.codegen.cpu.spell import CTYPE
+from fuse.codegen.cpu.states import States
+from fuse.codegen.cpu.values import Values
+from fuse.codegen.roles import dim_order
+from fuse.codegen.tile import Dot, Level, Load, Reduce, Store, TileProgram, Update, Value
+
+
+def source(program: TileProgram) -> str:
+    return Emitter(program).text()
+
+
+class Emitter:
+    def __init__(self, program: TileProgram):
+        self.program, self.ctx = program, Context(program)
+        self.values = Values(self.ctx)
+        self.nests = Nests(self.ctx, self.values)
+        self.folds = Lanes(self.ctx, self.values, self.nests)
+        self.operands = Operands(self.ctx, self.values, self.nests)
+        self.states = States(self.ctx, self.nests)
+        self.values.materialise = self.ensure
+        self.done: set[tuple] = set()
+
+    # ---- the function -----------------------------------------------------------------------------------------------
+
+    def text(self) -> str:
+        body = self.kernel_body()
+        names = [name for name, _ in arguments(self.program)]
+        unpack = [f"const int64_t {', '.join(f'{n} = arg[{k + i}]' for i, n in enumerate(names[k:k + 8]))};"
+                  for k in range(0, len(names), 8)]
+        unpack += [f"const int64_t {dim}s = {' * '.join(map(self.ctx.extent, self.program.dims[dim])) or '1'};" for dim in ("row", "col")]
+        lines = ['#include "fuse_cpu.h"', "", "// arguments, in order", "#define UNPACK \\"]
+        lines += [f"  {u} \\" for u in unpack] + ["  (void)0", ""]
+        lines += [*struct("Shared", self.ctx.shared, unpack), *struct("Task", self.ctx.task, unpack)]
+        lines += ['extern "C" int64_t fuse_workspace(const int64_t* arg, int outer) {',
+                  "  return Shared(nullptr, arg).bytes + outer * Task(nullptr, arg).bytes;", "}", "",
+                  'extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer, int inner) {',
+                  "  UNPACK;", *("  " + line if line and not line.startswith("#") else line for line in body), "}", ""]
+        return "\n".join(lines)
+
+    def kernel_body(self) -> list[str]:
+        top, program = self.ctx.top, self.program
+        for k, slot in enumerate((*program.inputs, *program.outputs)):
+            const = "const " if k < len(program.inputs) else ""
+            top.add(f"{const}{CTYPE[slot.dtype]}* const {slot.name} = ({const}{CTYPE[slot.dtype]}*)buf[{k}];")
+        top.add("const Shared shared(work, arg);")
+        self.states.open_grid(top)
+        batches = " * ".join(map(self.ctx.extent, program.batch)) or "1"
+        top.add("const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;",
+                f"const int64_t tasks = {batches} * groups;")
+        body = self.task()
+        top.add("#pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)",
+                "for (int64_t task = 0; task < tasks; ++task) {",
+                "  const Task mine(work + shared.bytes + (outer > 1 ? omp_get_thread_num() : 0) * Task(nullptr, arg).bytes, arg);")
+        top.lines += ["  " + line if line and not line.startswith("#") else line for line in self.task_prologue() + body]
+        top.add("}")
+        self.states.close_grid(top)
+        prologue = [f"{ctype}* const {name} = shared.{name};" for name, ctype, _ in self.ctx.shared.pieces]
+        at = top.lines.index("const Shared shared(work, arg);") + 1
+        top.lines[at:at] = prologue
+        return top.lines
+
+    def task_prologue(self) -> list[str]:
+        lines = [f"{ctype}* const {name} = mine.{name};" for name, ctype, _ in self.ctx.task.pieces]
+        rest = "(task / groups)"
+        for k, axis in enumerate(self.program.batch):
+            later = " * ".join(map(self.ctx.extent, self.program.batch[k + 1:])) or "1"
+            lines.append(f"const int64_t {axis} = digit({rest}, {later}, {self.ctx.extent(axis)});")
+        return lines
+
+    def task(self) -> list[str]:
+        """The body of one task, without its first lines (they name what the body turns out to need)."""
+        self.ctx.batch = batch = self.ctx.top.open("")
+        row = batch.open("for (int64_t tile = task % groups * each; tile < (task % groups + 1) * each && tile < tiles; ++tile) {")
+        self.ctx.row = row
+        row.add("const int64_t row0 = tile * R;", "const int nr = int(rows - row0 < R ? rows - row0 : R);")
+        self.states.open_slab(row)
+        for number, level in enumerate(self.program.levels):
+            self.level(number, level, row)
+        row.close()
+        return batch.lines
+
+    def level(self, number: int, level: Level, row: Frame) -> None:
+        """One sweep of the stream for a tile of rows. States of lower levels stay where they are: later levels read them."""
+        frame = row.open("{")
+        self.ctx.level = frame
+        states = [s for s in self.program.states if s.level == number]
+        self.states.open_rows(row, frame, states)
+        early = [s for s in level.stores if "col" not in s.value.dims and "col" not in s.dims]
+        for store in early:
+            self.nests.over(frame, store.dims, [self.nests.emit(store)])
+        late = [s for s in level.stores if s not in early]
+        if level.updates or late:
+            col = frame.open("for (int64_t col0 = 0; col0 < cols; col0 += C) {")
+            self.ctx.col = col
+            col.add("const int nc = int(cols - col0 < C ? cols - col0 : C);")
+            self.tile(level, late, col)
+            col.close()
+            self.ctx.col = None
+        self.states.close_rows(frame, states)
+        frame.close()
+        self.ctx.level = None
+
+    # ---- one tile ---------------------------------------------------------------------------------------------------
+
+    def tile(self, level: Level, stores: list[Store], col: Frame) -> None:
+        for statement in level.body:
+            if isinstance(statement, (Dot, Reduce)):
+                self.ensure(statement.out)
+        folds, products = self.plan(level, stores, col)
+        for dims, over, fold in folds:
+            self.fold(dims, over, fold, col)
+            col.things.update({("array", value.id): array for value, array in fold.fills})
+        for u, weighted in products:
+            self.product(u, weighted, col)
+
+    def ensure(self, value: Value) -> None:
+        """Stores a value in an array of its home frame, unless it has one."""
+        statement, home = self.program.defines[value.id], self.ctx.home(value)
+        slab = self.states.slab.get(value.id)
+        if isinstance(statement, Dot):
+            if slab is None and self.ctx.array(value, home) is None:
+                self.dot(statement, home, None)
+            elif slab is not None and ("filled", value.id) not in self.done:
+                self.done.add(("filled", value.id))
+                self.dot(statement, home, slab)
+        elif self.ctx.array(value, home) is None:
+            if isinstance(statement, Reduce):
+                array = self.nests.allocate(value, value.dims)
+                self.nests.inner(home, statement, array)
+                home.things["array", value.id] = array
+            else:
+                self.nests.materialise(value)
+
+    def dot(self, s: Dot, home: Frame, array: Array | None) -> None:
+        a, b, m, n = s.a, s.b, s.m, s.n
+        if n and m and dim_order(n[0]) < dim_order(m[0]):
+            a, b, m, n = b, a, n, m
+        if array is None:
+            array = self.nests.allocate(s.out, m + n)
+        self.operands.gemm(home, a, b, s.k, m, n, array, "0")
+        home.things["array", s.out.id] = array
+
+    # ---- updates ----------------------------------------------------------------------------------------------------
+
+    def plan(self, level: Level, stores: list[Store], col: Frame) -> tuple[list, list]:
+        """Folds in order, one per (state dims, over), then the matrix products. Values of the tile that products need,
+        and stores, ride in the fold over rows and columns if there is one."""
+        products = [u for u in level.updates if u.wide is not None]
+        groups: dict[tuple, list[Update]] = {}
+        for u in (u for u in level.updates if u.wide is None):
+            groups.setdefault((self.program.state(u.state).dims, u.over), []).append(u)
+        shared = {u.relative for u in products if u.relative}
+        for members in groups.values():
+            inside = {u.state for u in members}
+            shared |= {u.relative for u in members if u.relative and u.relative not in inside}
+        weighted = {u.state: Weighted(u, self.weights(u)) for u in products if u.relative}
+        maps = self.maps(products, stores, col)
+        folds = []
+        for (dims, over), members in groups.items():
+            fills, emits = maps.pop((*dims, *over), ((), ())) if over == ("col",) and dims in ((), ("row",)) else ((), ())
+            mine = tuple(w for w in weighted.values() if w.update.relative in {u.state for u in members})
+            folds.append((dims, over, Fold(tuple(members), mine, tuple(fills), tuple(emits), frozenset(shared))))
+        folds += [(dims, (), Fold((), (), tuple(fills), tuple(emits))) for dims, (fills, emits) in maps.items()]
+        return folds, [(u, weighted.get(u.state)) for u in products]
+
+    def maps(self, products: list[Update], stores: list[Store], col: Frame) -> dict[tuple, tuple[list, list]]:
+        """By dims: values to store in arrays for matrix products, and stores."""
+        out: dict[tuple, tuple[list, list]] = {}
+        for value in {u.value.id: u.value for u in products if u.relative is None and u.value is not None}.values():
+            loaded = isinstance(self.program.source_of(value), Load)
+            if "col" in value.dims and not loaded and self.ctx.array(value, col) is None:
+                out.setdefault(value.dims, ([], []))[0].append((value, self.nests.allocate(value, value.dims)))
+        for s in stores:
+            out.setdefault(s.dims, ([], []))[1].append(self.nests.emit(s))
+        return out
+
+    def weights(self, u: Update) -> Array:
+        """The array for weight * value of a product relative to a maximum."""
+        assert u.operand is not None
+        dims = set(u.operand.dims) | set(u.value.dims if u.value is not None else ()) | set(u.over)
+        array, count = self.ctx.row_major(f"w_{u.state}", CTYPE[u.operand.dtype], tuple(sorted(dims, key=dim_order)))
+        self.ctx.task.take(array.name, array.ctype, count)
+        return array
+
+    def fold(self, dims: tuple[str, ...], over: tuple[str, ...], fold: Fold, col: Frame) -> None:
+        inside = {u.state for u in fold.updates}
+        self.folds.move(col, [u for u in fold.updates if u.relative is not None and u.relative not in inside])
+        if not over:
+            sinks = [*self.folds.sinks(fold), *(self.folds.accumulator(u) for u in fold.updates)]
+            self.nests.over(col, dims, sinks)
+        elif dims in ((), ("row",)) and over == ("col",):
+            self.folds.along(col, fold, dims, (), "col")
+        elif not dims:
+            self.folds.along(col, fold, (), over[:-1], over[-1])
+        else:
+            self.folds.across(col, fold, dims[:-1], over, dims[-1])
+
+    def product(self, u: Update, weighted: Weighted | None, col: Frame) -> None:
+        """state += sum_over (weight * value) wide, by GEMM."""
+        assert u.wide is not None
+        if u.relative is not None:
+            self.folds.move(col, [u])
+        a = weighted.array if weighted is not None else u.value
+        assert a is not None
+        dims = a.layout if isinstance(a, Array) else a.dims
+        m = tuple(d for d in dims if d not in u.over)
+        n = tuple(d for d in u.wide.dims if d not in u.over)
+        state = self.program.state(u.state)
+        self.operands.gemm(col, a, u.wide, u.over, m, n, self.states.array(u.state), self.states.beta(state, u))
+
+
+def struct(name: str, work: Work, unpack: list[str]) -> list[str]:
+    """A struct of pointers into one block of memory; with a null base it only counts bytes."""
+    fields = [f"  {ctype}* {piece};" for piece, ctype, _ in work.pieces]
+    takes = [f"    {piece} = arena.take<{ctype}>({count});" for piece, ctype, count in work.pieces]
+    return [f"struct {name} {{", *fields, "  int64_t bytes;", f"  {name}(char* base, const int64_t* arg) {{", "    UNPACK;",
+            "    Arena arena{base};", *takes, "    bytes = arena.used;", "  }", "};", ""]
+

@@ -1,0 +1,81 @@
+"""A built kernel as a Python callable: tensors in, tensors out."""
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fuse.codegen import Schedule
+from fuse.codegen.cpu.arguments import Launch, arguments
+from fuse.codegen.launch import allocate
+from fuse.codegen.tile import TileProgram
+
+
+class Blas(ctypes.Structure):
+    """The GEMMs of libtorch, as fuse_cpu.h declares them; null where libtorch does not export one."""
+
+    _fields_ = [("sgemm", ctypes.c_void_p), ("dgemm", ctypes.c_void_p)]
+
+
+@lru_cache(maxsize=1)
+def blas() -> Blas:
+    found = Blas()
+    try:
+        lib = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    except OSError:
+        return found
+    for name in ("sgemm", "dgemm"):
+        if hasattr(lib, f"{name}_"):
+            setattr(found, name, ctypes.cast(getattr(lib, f"{name}_"), ctypes.c_void_p))
+    return found
+
+
+class CpuKernel:
+    """Calls `fuse_kernel`. Raises RuntimeError if a tensor is not what the region was compiled for."""
+
+    def __init__(self, program: TileProgram, schedule: Schedule, library: ctypes.CDLL, source: str):
+        self.program, self.schedule, self.source = program, schedule, source
+        self.arguments = arguments(program)
+        self.run, self.workspace = library.fuse_kernel, library.fuse_workspace
+        self.run.restype, self.workspace.restype = None, ctypes.c_int64
+
+    def __call__(self, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        program = self.program
+        tensors = {slot.name: env[slot.source] for slot in program.inputs}
+        for slot in program.inputs:
+            x = tensors[slot.name]
+            if x.device.type != "cpu" or x.dtype != getattr(torch, slot.dtype):
+                raise RuntimeError(f"{slot.source} is {x.dtype} on {x.device}, the kernel was compiled for {slot.dtype} on the CPU")
+        outputs = allocate(program, sizes, torch.device("cpu"))
+        tensors |= outputs
+        tile, outer, inner = self.parallelism(sizes)
+        launch = Launch(tensors, sizes, tile)
+        values = [value(launch) for _, value in self.arguments]
+        arg = (ctypes.c_int64 * len(values))(*values)
+        slots = (*program.inputs, *program.outputs)
+        buf = (ctypes.c_void_p * len(slots))(*(tensors[s.name].data_ptr() for s in slots))
+        work = torch.empty(max(self.workspace(arg, ctypes.c_int(outer)), 1) + 64, dtype=torch.uint8)
+        start = (work.data_ptr() + 63) // 64 * 64
+        self.run(buf, arg, ctypes.byref(blas()), ctypes.c_void_p(start), ctypes.c_int(outer), ctypes.c_int(inner))
+        return {slot.source: outputs[slot.name] for slot in program.outputs}
+
+    def parallelism(self, sizes: Mapping[str, int]) -> tuple[tuple[int, int, int], int, int]:
+        """((R, C, spread), outer threads, inner threads)."""
+        rows, cols = (self.program.extent(d).evaluate(sizes) for d in ("row", "col"))
+        row, col = (max(1, min(self.schedule.extent(d) or n, n)) for d, n in (("row", rows), ("col", cols)))
+        threads, mode = torch.get_num_threads(), self.schedule.parallel
+        if mode not in modes(self.program):
+            raise RuntimeError(f"tiles of this region cannot run in parallel over the {mode}: their sums overlap")
+        return ((row, col, int(mode == "grid")), 1, threads) if mode == "inside" else ((row, col, int(mode == "grid")), threads, 1)
+
+
+def modes(program: TileProgram) -> tuple[str, ...]:
+    """Where threads may work: "grid" (row tiles), "batch" (batch points) or "inside" a tile; a state that accumulates over
+    what is shared out would be written by two threads at once."""
+    shared = [s for s in program.states if s.scope == "grid"]
+    if any(len(s.keeps) < len(program.batch) for s in shared):
+        return ("inside",)
+    return ("batch", "inside") if shared else ("grid", "batch", "inside")

@@ -1,0 +1,85 @@
+"""Operands of matrix products: memory that BLAS can read in place, or a packed copy."""
+from __future__ import annotations
+
+from fuse.codegen.cpu.context import Array, Context
+from fuse.codegen.cpu.frame import Frame
+from fuse.codegen.cpu.nests import Nests
+from fuse.codegen.cpu.values import Values
+from fuse.codegen.roles import dim_order
+from fuse.codegen.tile import Final, Load, Value
+
+Group = tuple[str, ...]
+
+
+class Operands:
+    def __init__(self, ctx: Context, values: Values, nests: Nests):
+        self.ctx, self.values, self.nests = ctx, values, nests
+
+    def count(self, group: Group) -> str:
+        return " * ".join(f"int64_t({self.ctx.count(d)})" for d in group) or "1"
+
+    def view(self, v: Value, first: Group, second: Group, frame: Frame) -> str:
+        """A C++ Mat whose element (i, j) is v at position i of the dims `first` and j of the dims `second`."""
+        if first and second and dim_order(second[0]) < dim_order(first[0]):
+            return f"turned({self.view(v, second, first, frame)})"
+        key = ("view", v.id, first, second)
+        found = frame.thing(key)
+        if found is not None:
+            return str(found)
+        return self.of_load(v, first, second, frame, key) or self.of_array(self.stored(v, first, second, frame), first, second)
+
+    def stored(self, v: Value, first: Group, second: Group, frame: Frame) -> Array:
+        """An array of the value in which both groups are contiguous; made if there is none."""
+        for found in (self.ctx.array(v, frame), frame.thing(("array", v.id, first + second))):
+            if isinstance(found, Array) and (self.fits(found, first, second) or self.fits(found, second, first)):
+                return found
+        statement = self.ctx.program.defines[v.id]
+        if isinstance(statement, Final):
+            state = frame.thing(("state", statement.state.replace(".", "_")))
+            if isinstance(state, Array) and state.ctype == self.ctx.ctype(v) and self.fits(state, first, second):
+                return state
+        array, count = self.ctx.row_major(f"t{v.id}_{'_'.join(first + second)}", self.ctx.ctype(v), first + second)
+        self.ctx.task.take(array.name, array.ctype, count)
+        home = self.ctx.home(v)
+        self.nests.over(home, array.layout, [self.nests.writer(v, array)])
+        home.things["array", v.id, first + second] = array
+        return array
+
+    def fits(self, array: Array, first: Group, second: Group) -> bool:
+        return array.layout == first + second
+
+    def of_array(self, array: Array, first: Group, second: Group) -> str:
+        """Rows are the leading group of the layout; the leading dimension is the stride of its last dim."""
+        rows, cols = (first, second) if self.fits(array, first, second) else (second, first)
+        ld = array.stride(rows[-1]) if rows else array.stride(cols[0]) if cols else "1"
+        if rows and not cols and len(rows) == 1:
+            ld = array.stride(rows[0])
+        flag = "false" if rows == first else "true"
+        start = f"{array.name} + {array.start}" if array.start else array.name
+        return f"Mat<{array.ctype}>{{{start}, {ld}, {flag}}}"
+
+    def of_load(self, v: Value, first: Group, second: Group, frame: Frame, key: tuple) -> str | None:
+        """A strided load, read in place where its strides allow (decided at run time) or packed and converted."""
+        load = self.ctx.program.source_of(v)
+        if not isinstance(load, Load) or self.ctx.joint(load) or len(first) > 1 or len(second) > 1:
+            return None
+        if self.ctx.array(v, frame) is not None or set(load.out.dims) != set(v.dims):
+            return None
+        home, ctype = self.ctx.home(v), self.ctx.ctype(v)
+        base = self.values.base(load, frame)
+        walks = [self.values.walk(load, g[0], frame) if g else "Walk{0, 0, nullptr}" for g in (first, second)]
+        counts = [self.count(g) for g in (first, second)]
+        caps = " * ".join(self.ctx.capacity(d) for d in first + second) or "1"
+        name = f"m{v.id}_{'_'.join(first + second)}"
+        copy = self.ctx.task.take(f"{name}_copy", ctype, caps)
+        home.add(f"const Mat<{ctype}> {name} = matrix<{ctype}>({base}, {walks[0]}, {walks[1]}, {counts[0]}, {counts[1]}, {copy}, inner);")
+        home.things[key] = name
+        return name
+
+    def gemm(self, frame: Frame, a: Value | Array, b: Value, k: Group, m: Group, n: Group, out: Array, beta: str) -> None:
+        """out[m, n] = sum_k a[m, k] b[k, n] + beta * out; `a` may be an array that a fold has filled."""
+        left = self.of_array(a, m, k) if isinstance(a, Array) else self.view(a, m, k, frame)
+        right = self.view(b, k, n, frame)
+        ld = out.stride(m[-1]) if m else f"int64_t({self.count(n)})"
+        to = f"{out.name} + {out.start}" if out.start else out.name
+        frame.add(f"gemm(blas, {self.count(m)}, {self.count(n)}, {self.count(k)}, {left}, {right}, {beta}, {to}, {ld});")

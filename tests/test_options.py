@@ -1,0 +1,64 @@
+"""Options are checked by name and by value, and every message says what would be right."""
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from fuse.options import DEFAULT_MIN_VIRTUAL_BYTES, OptionError, Options, cache_directory
+
+
+def test_the_defaults():
+    assert Options.parse() == Options() == Options.parse({})
+    assert Options().virtual_floor == DEFAULT_MIN_VIRTUAL_BYTES and Options(min_virtual_bytes=0).virtual_floor == 0
+    assert Options().slab and not Options(schedule="recompute").slab and not Options(schedule="least-memory").slab
+
+
+def test_every_option_is_accepted():
+    given = {"target": "cpu", "min_virtual_bytes": 0, "gradient_filter": "off", "schedule": "slab", "strict": True,
+             "require": ["attention"], "fuel": 3, "mode": "max-autotune", "tile": {"row": 16}}
+    assert set(given) == {f.name for f in fields(Options)}
+    parsed = Options.parse(given)
+    assert parsed.require == ("attention",) and parsed.tile == {"row": 16}
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"min_virtual_byte": 0}, "no option 'min_virtual_byte'; the options are target, min_virtual_bytes"),
+    ({"max_autotune": True}, "no option 'max_autotune'"),
+    ({"target": "cuda"}, "'target' must be one of 'auto', 'cpu', 'triton', not 'cuda'"),
+    ({"min_virtual_bytes": -1}, "'min_virtual_bytes' must be an integer >= 0"),
+    ({"min_virtual_bytes": True}, "'min_virtual_bytes' must be an integer >= 0"),
+    ({"fuel": 1.5}, "'fuel' must be an integer"),
+    ({"gradient_filter": 2 ** -12}, "can only be 'off'.*not implemented"),
+    ({"schedule": "best"}, "'schedule' must be one of 'auto', 'recompute'"),
+    ({"strict": 1}, "'strict' must be True or False"),
+    ({"require": ["cross_entropy"]}, "no kind of region is called 'cross_entropy'; the kinds are attention"),
+    ({"mode": "fast"}, "'mode' must be one of default"),
+    ({"tile": {"row": 0}}, "'tile' must map dimensions to positive extents"),
+    ({"tile": 16}, "'tile' must map dimensions"),
+])
+def test_what_is_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        Options.parse(options)
+
+
+def test_mode_may_come_from_either_side():
+    assert Options.parse(None, "reduce-overhead").mode == Options.parse({"mode": "reduce-overhead"}).mode == "reduce-overhead"
+    with pytest.raises(OptionError, match="mode"):
+        Options.parse(None, "bogus")
+
+
+def test_the_digest_is_that_of_what_changes_code():
+    base = Options.parse({"tile": {"row": 16, "col": 32}})
+    assert base.digest == Options.parse({"tile": {"col": 32, "row": 16}, "strict": True, "require": "scan"}).digest
+    assert len({base.digest, Options().digest, Options(schedule="slab").digest, Options(tile={"row": 8}).digest}) == 4
+
+
+def test_the_cache_directory_comes_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("FUSE_CACHE_DIR", str(tmp_path))
+    assert cache_directory() == tmp_path
+    monkeypatch.delenv("FUSE_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_directory() == tmp_path / "x" / "fuse"
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    assert cache_directory() is None

@@ -1,0 +1,169 @@
+"""Reports: what they say, where it is counted, and what a region is called."""
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.utils import counters
+
+import fuse
+from fuse.ir.expr import Axis, Buffer, const, dot, iota, lse, make, read, sum_, where
+from fuse.ir.kinds import kind_of, kinds_of
+from fuse.ir.program import Carry, Kind, Output, Program, Region, Term
+from fuse.ir.size import Size
+from fuse.passes import PIPELINE, Context, compile_program
+from fuse.report import SCHEMA_VERSION, size_text
+from tests import stand_in
+
+N, V, D = 37, 101, 16
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    return stand_in.install(monkeypatch)
+
+
+def step(h, W, y):
+    return F.cross_entropy(F.linear(h, W), y)
+
+
+def data():
+    return torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True), torch.randint(0, V, (N,))
+
+
+def line_of(text):
+    with open(__file__) as file:
+        return next(i for i, line in enumerate(file, 1) if text in line)
+
+
+def test_explain_names_the_region_and_its_place(kernels):
+    report = fuse.explain(step, *data())
+    region, = report.regions
+    assert region.kinds == ("softmax-over-vocabulary",) and region.where == f"{__file__}:{line_of('return F.cross_entropy')}"
+    assert region.bytes_saved == N * V * 4 and region.flops == 2 * N * V * D * 3    # slab: S, dS W, dS h
+    assert region.streams == ("a2:101",) and region.inputs[0] == "x0: float32[37, 16]"
+    assert not report.misses and not report.graph_breaks
+
+
+def test_explain_lists_refusals(kernels):
+    def refused(h, W, y):
+        return F.cross_entropy(h @ W.T, y)
+    report = fuse.explain(refused, *data())
+    assert [m.code for m in report.misses] == ["NOT_A_REDUCTION"] and not report.regions
+    text = str(report)
+    assert "DECLINED  NOT_A_REDUCTION" in text and f"{__file__}:" in text and "hint" in text
+
+
+def test_explain_counts_and_compiles_nothing_else(kernels, monkeypatch):
+    from fuse import backend
+
+    monkeypatch.setattr(backend, "finish", lambda *_, **__: pytest.fail("compiled"))
+    fuse.explain(step, *data())
+    assert not counters["fuse"]
+
+
+def test_explain_takes_modules_and_what_is_compiled_already(kernels):
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(D, V, bias=False)
+
+        def forward(self, h, y):
+            return F.cross_entropy(self.head(h), y)
+    h, _, y = data()
+    for module in (Head(), torch.compile(Head()), torch.compile(Head().forward)):
+        assert len(fuse.explain(module, h, y).regions) == 1
+    assert len(fuse.explain(torch.compile(step), *data()).regions) == 1
+
+
+def test_explain_reports_graph_breaks(kernels):
+    def broken(h, W, y):
+        h = h * 2
+        torch._dynamo.graph_break()
+        return step(h, W, y)
+    report = fuse.explain(broken, *data())
+    assert len(report.graphs) == 2 and len(report.graph_breaks) == 1 and "graph break:" in str(report)
+
+
+def test_explain_passes_on_what_the_function_raises(kernels):
+    def wrong(h, W, y):
+        raise LookupError("mine")
+    with pytest.raises(Exception, match="mine"):
+        fuse.explain(wrong, *data())
+
+
+def test_the_table_and_the_dictionary_say_the_same(kernels):
+    report = fuse.explain(step, *data(), fuse_options={"min_virtual_bytes": 0})
+    found = json.loads(json.dumps(report.to_dict()))
+    assert found["schema"] == SCHEMA_VERSION
+    region = found["graphs"][0]["regions"][0]
+    assert region["bytes_saved"] == N * V * 4 and region["kinds"] == ["softmax-over-vocabulary"]
+    text = str(report)
+    assert "1 graph, 1 fused, 0 declined" in text and "14.6 KiB" in text and region["where"] in text
+
+
+def test_there_is_a_snapshot_after_every_pass(kernels):
+    region, = fuse.explain(step, *data()).regions
+    assert list(region.snapshots) == ["import", *(name for name, _ in PIPELINE)]
+    assert "pick" in region.snapshots["import"]() and "region" in region.snapshots[PIPELINE[-1][0]]()
+
+
+def test_the_backend_says_once_what_it_fused(kernels, caplog):
+    with caplog.at_level(logging.INFO, logger="fuse"):
+        torch.compile(step, backend="fuse")(*data())
+        torch.compile(lambda x: x + 1, backend="fuse")(torch.ones(3))
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("fuse")]
+    assert lines == [f"fused softmax-over-vocabulary at {__file__}:{line_of('return F.cross_entropy')}; declined 0"]
+    assert counters["fuse"] == {"fused": 1, "declined": 0}
+
+
+@pytest.mark.parametrize("count, text", [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (3 << 20, "3.0 MiB"),
+                                         (5 << 40, "5.0 TiB"), (5 << 50, "5120.0 TiB")])
+def test_sizes_are_readable(count, text):
+    assert size_text(count) == text
+
+
+# ---- kinds ------------------------------------------------------------------------------------------------------
+
+I, J, E, K = (Axis(n, Size.of(m)) for n, m in (("i", 13), ("j", 37), ("e", 5), ("k", 7)))
+Q, KEY, VAL, Y = (Buffer("q", "float32", (I.extent, K.extent)), Buffer("key", "float32", (J.extent, K.extent)),
+                  Buffer("val", "float32", (J.extent, E.extent)), Buffer("y", "int64", (I.extent,)))
+SCORES = dot(read(Q, I, K), read(KEY, J, K), K)
+WEIGHTS = make("exp_sub", SCORES, lse(SCORES, J))
+
+
+def labels(*values):
+    outputs = tuple(Output(Buffer(f"out{i}", x.dtype, tuple(a.extent for a in x.axes)),
+                           (Term(tuple(iota(a) for a in x.axes), x),)) for i, x in enumerate(values))
+    return kinds_of(compile_program(Program((Q, KEY, VAL, Y), outputs, anchors=(SCORES,)), Context()).forward)
+
+
+@pytest.mark.parametrize("values, kind", [
+    ((sum_(WEIGHTS * read(VAL, J, E), J),), "attention"),
+    ((sum_(WEIGHTS * read(VAL, J, E), J), lse(SCORES, J)), "attention"),
+    ((lse(SCORES, J) - make("pick", SCORES, read(Y, I), axis=J),), "softmax-over-vocabulary"),
+    ((sum_(WEIGHTS * SCORES, J),), "softmax-over-vocabulary"),    # an entropy brings in no axis of its own
+    ((sum_(SCORES * read(VAL, J, E), J),), "linear-attention"),
+    ((sum_(make("sigmoid", SCORES), J),), "contraction"),
+    ((sum_(make("log", WEIGHTS + 1e-3), J),), "softmax-over-vocabulary"),
+])
+def test_what_a_region_is_called(values, kind):
+    assert labels(*values)[0] == kind
+
+
+def test_a_scan_is_a_carry_whose_coefficient_is_not_one():
+    def region(a):
+        body = make("scan", a, read(Buffer("b", "float32", (J.extent,)), J), axis=J, reverse=False)
+        return Region("r", (J,), (), (Carry("h", Kind.AFFINE, body, (J,), ()),))
+    decay = read(Buffer("a", "float32", (J.extent,)), J)
+    assert kind_of(region(decay)) == "scan" and kind_of(region(const(1, "float32"))) != "scan"
+
+
+def test_several_sweeps_without_a_contraction_are_a_cascade():
+    first = Carry("s", Kind.SUM, read(VAL, J, E), (J,), (E,))
+    final = make("carry", name="s", part="final", dtype="float32", axes=(E,))
+    body = where(make("lt", final, read(VAL, J, E)), read(VAL, J, E), 0)
+    assert kind_of(Region("r", (J,), (E,), (first, Carry("t", Kind.SUM, body, (J,), (E,), level=1)))) == "cascade"
