@@ -17,6 +17,7 @@
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable, Sequence
@@ -31,12 +32,20 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 without_autocast = torch._C._DisableAutocast
 
 
-def trace_node(function: Callable[..., Any], inputs: Sequence[Any]) -> GraphModule:
-    """The pre-dispatch ATen graph of `function(*inputs)` on fake tensors of one mode; composite ops stay whole."""
+def trace_node(function: Callable[..., Any], inputs: Sequence[Any], mode: Any) -> GraphModule:
+    """The pre-dispatch ATen graph of `function(*inputs)` in the fake mode `mode`; composite ops stay whole.
+
+    Sizes are compared as they were when Dynamo traced the same call: no guard is added.
+    """
     from torch._guards import tracing
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with tracing(None):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tracing(None))
+        if mode.shape_env is not None:
+            stack.enter_context(mode.shape_env.suppress_guards())
+            stack.enter_context(mode.shape_env.ignore_fresh_unbacked_symbols())
+        stack.enter_context(mode)
         return make_fx(function, tracing_mode="symbolic", pre_dispatch=True)(*inputs)
 
 

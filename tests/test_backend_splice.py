@@ -156,6 +156,16 @@ def test_an_in_place_op_that_somebody_sees_stays():
     assert "mul_" in targets(gm) and "linear" in targets(gm)
 
 
+def test_a_write_to_a_result_is_applied_to_what_replaces_it():
+    def fn(h, W, y):
+        rows = F.cross_entropy(F.linear(h, W), y, reduction="none")
+        rows.masked_fill_(y == 0, 0.0)
+        return rows.sum()
+    gm, call = spliced(fn, *head())
+    item, = call.users
+    assert "linear" not in targets(gm) and {u.target for u in item.users} == {"masked_fill_", "sum"}
+
+
 def test_the_call_keeps_the_grad_mode_of_the_exits():
     def fn(h, W, y):
         with torch.no_grad():

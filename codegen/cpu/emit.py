@@ -41,7 +41,7 @@ class Emitter:
 
     def text(self) -> str:
         body = self.kernel_body()
-        names = [name for name, _ in arguments(self.program)]
+        names = [name for group, _ in arguments(self.program) for name in group]
         unpack = [f"const int64_t {', '.join(f'{n} = arg[{k + i}]' for i, n in enumerate(names[k:k + 8]))};"
                   for k in range(0, len(names), 8)]
         unpack += [f"const int64_t {dim}s = {' * '.join(map(self.ctx.extent, self.program.dims[dim])) or '1'};" for dim in ("row", "col")]

@@ -50,14 +50,17 @@ class CpuKernel:
             if x.device.type != "cpu" or x.dtype != getattr(torch, slot.dtype):
                 raise RuntimeError(f"{slot.source} is {x.dtype} on {x.device}, the kernel was compiled for {slot.dtype} on the CPU")
         outputs = allocate(program, sizes, torch.device("cpu"))
-        tensors |= outputs
         tile, outer, inner = self.parallelism(sizes)
-        launch = Launch(tensors, sizes, tile)
-        values = [value(launch) for _, value in self.arguments]
+        empty = [name for name, x in tensors.items() if x.numel() == 0]       # reads of it yield `zero`
+        tensors |= outputs
+        strides = {name: (0,) * x.dim() if name in empty else x.stride() for name, x in tensors.items()}
+        launch = Launch(strides, sizes, tile)
+        values = [v for _, group in self.arguments for v in group(launch)]
         arg = (ctypes.c_int64 * len(values))(*values)
-        slots = (*program.inputs, *program.outputs)
-        buf = (ctypes.c_void_p * len(slots))(*(tensors[s.name].data_ptr() for s in slots))
-        work = torch.empty(max(self.workspace(arg, ctypes.c_int(outer)), 1) + 64, dtype=torch.uint8)
+        zero = torch.zeros(2, dtype=torch.int64)
+        pointers = [(zero if s.name in empty else tensors[s.name]).data_ptr() for s in (*program.inputs, *program.outputs)]
+        buf = (ctypes.c_void_p * len(pointers))(*pointers)
+        work = torch.empty(self.workspace(arg, ctypes.c_int(outer)) + 64, dtype=torch.uint8)
         start = (work.data_ptr() + 63) // 64 * 64
         self.run(buf, arg, ctypes.byref(blas()), ctypes.c_void_p(start), ctypes.c_int(outer), ctypes.c_int(inner))
         return {slot.source: outputs[slot.name] for slot in program.outputs}

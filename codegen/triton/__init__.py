@@ -12,12 +12,10 @@ from typing import Any
 import torch
 
 from fuse.codegen import Capabilities, Kernel, Schedule
-try:
-    from fuse.codegen.lower import refusal
-except ImportError:
-    refusal = lambda r, c: None
+from fuse.codegen.lower import refusal
+from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.kernel import Sweep, stages_of, sweep
-from fuse.codegen.triton.launch import Bound, Machine, run_slab, run_sweep
+from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.module import directory, load
 from fuse.codegen.triton.pieces import Piece, pieces
 from fuse.codegen.triton.schedule import candidates
@@ -66,31 +64,6 @@ class Triton:
         except Exception as error:
             raise Refused(Miss("BUILD_FAILED", None, f"{type(error).__name__}: {error}")) from error
         return Chain(region, schedule, machine, [(p, k, getattr(module, k.name)) for p, k in kernels])
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The built kernels of a region, run one after the other: what one stores the next may read."""
-
-    region: Region
-    schedule: Schedule
-    machine: Machine
-    kernels: list[tuple[Piece, Sweep, Any]]
-
-    def __call__(self, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
-        found = dict(env)
-        for piece, kernel, function in self.kernels:
-            bound = Bound(piece, kernel, self.schedule, self.machine, found, sizes)
-            found.update((run_slab if piece.slab else run_sweep)(bound, function))
-        return {name: found[name].to(dtype) for name, dtype in self.dtypes()}
-
-    def dtypes(self) -> list[tuple[str, torch.dtype]]:
-        """Element type of every store; a carry that a later level reads was kept wide until here."""
-        storage = {c.name: c.storage for c in self.region.carries if c.storage and c.kind is not Kind.LSE}
-        emitted = {e.name: e.value.dtype for e in self.region.emits}
-        bodies = {c.name: "int64" if c.kind is Kind.ARGMAX else c.body.dtype for c in self.region.carries}
-        lse = {s: c.body.dtype for c in self.region.carries if c.kind is Kind.LSE for s in c.stores}
-        return [(n, getattr(torch, (storage | emitted).get(n) or lse.get(n) or bodies[n])) for n in self.region.stores]
 
 
 def machine_here() -> Machine | Miss:

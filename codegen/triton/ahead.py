@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from fuse.codegen import Schedule
-from fuse.codegen.triton import Chain, text_of
+from fuse.codegen.triton import text_of
+from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.module import directory, load
 from fuse.codegen.triton.spell import HEADER, POINTERS, helpers_of
@@ -127,22 +128,22 @@ def tool(name: str) -> Path:
     return Path(triton.backends.nvidia.__file__).parent / "bin" / name
 
 
-def transposed_dots(assembly: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of TTGIR that transpose the result of a dot: what the law of `emit` forbids."""
-    text = assembly["ttir"]
-    text = text if isinstance(text, str) else text.decode()
-    results = set(re.findall(r"(%\S+) = tt\.dot\b", text))
-    for line in text.splitlines():
-        found = re.match(r"\s*(%\S+) = \S+ (.*)", line)
-        if not found:
-            continue
-        used = set(re.findall(r"%[\w#]+", found[2])) & results
-        if used and "tt.trans" in line:
+def transposed_dots(ttir: str) -> Iterator[str]:
+    """Lines of Triton IR that transpose the result of a dot, or what was computed from one element by element."""
+    tainted, loops = set[str](), []
+    for line in ttir.splitlines():
+        found = re.match(r"\s*(?:(%\w+)(?::\d+)? = )?(.*)", line)
+        assert found is not None
+        name, rest = found[1], found[2]
+        used = set(re.findall(r"%\w+", rest)) & tainted
+        if "scf.for" in rest or "scf.while" in rest or "scf.if" in rest:
+            loops.append(name)
+        elif rest.startswith("scf.yield"):
+            if used and loops[-1]:
+                tainted.add(loops[-1])
+        elif rest.startswith("}") and loops and "else" not in rest and "do" not in rest:
+            loops.pop()
+        elif used and "tt.trans" in rest:
             yield line.strip()
-        elif used and "tt.dot" not in line and "tt.reduce" not in line:
-            results.add(found[1])
-
-
-def module_text(*texts: str) -> str:
-    body = "".join(texts)
-    return HEADER + helpers_of(body) + body
+        elif name and ("tt.dot" in rest or used and "tt.reduce" not in rest):
+            tainted.add(name)

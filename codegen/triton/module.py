@@ -4,14 +4,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import stat
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from fuse.options import cache_directory
+from fuse.codegen.build import cache_dir
 
 
 def load(source: str, directory: Path) -> ModuleType:
@@ -43,15 +42,10 @@ def write(path: Path, text: str) -> None:
 
 @cache
 def directory() -> Path:
-    """Where modules go: below the kernel cache, else, or if that is not the user's own, a directory for this process."""
-    base = cache_directory()
-    if base is not None:
-        try:
-            path = base / "triton"
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            info = path.lstat()
-            if stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o077:
-                return path
-        except OSError:
-            pass
-    return Path(tempfile.mkdtemp(prefix="fuse-triton-"))
+    """Where modules go: below the kernel cache or, if there is none that only the user can write to, a fresh directory."""
+    base = cache_dir()
+    if base is None:
+        return Path(tempfile.mkdtemp(prefix="fuse-triton-"))
+    path = base / "triton"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path

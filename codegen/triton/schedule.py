@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
+
 from fuse.codegen import Schedule
 from fuse.codegen.tile import TileProgram
 from fuse.codegen.triton.emit import dot_dtype
@@ -54,10 +56,8 @@ HALF: dict[str, dict[int, tuple[Config, ...]]] = {
 HALF["sm100"] = HALF["sm90"]
 # For float32 operands, multiplied on the ordinary units: small tiles, everything in registers.
 FULL: dict[int, tuple[Config, ...]] = {
-    0: (Config(64, 64, 32, 8, 2), Config(32, 64, 32, 4, 2)),
-    64: (Config(64, 32, 32, 8, 2), Config(32, 32, 32, 4, 2)),
-    128: (Config(32, 32, 32, 8, 2), Config(16, 32, 32, 4, 2)),
-    256: (Config(16, 32, 32, 8, 2), Config(16, 16, 16, 8, 1)),
+    0: (Config(128, 64, 16, 8, 2), Config(64, 64, 16, 4, 2)),
+    256: (Config(32, 32, 16, 8, 2), Config(16, 32, 16, 8, 2)),
 }
 NO_DOT = (Config(8, 128, 0, 4, 3), Config(1, 256, 0, 4, 3))
 KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "precision", "pipeline", "lazy")
@@ -82,14 +82,20 @@ class Plan:
     def schedules(self, hints: Mapping[str, int], arch: str, forced: Mapping[str, Any]) -> Iterator[Schedule]:
         chunk = CHUNK if self.width > ON_CHIP else 0
         deepest = max((p.program.extent(d).evaluate(hints) for p in self.parts for d in contracted_dims(p.program)), default=0)
-        dots = any(has_tile_dot(p.program) for p in self.parts)
+        dots, narrow = any(has_tile_dot(p.program) for p in self.parts), all(half(p.program) for p in self.parts)
+        whole = narrow and deepest <= WHOLE and arch.startswith("sm")
         for c in configs(self.parts, chunk or self.width, arch):
-            tile = {"row": c.row, "col": c.col, "deep": 0 if deepest <= WHOLE and arch.startswith("sm") else c.deep}
+            tile = {"row": c.row, "col": c.col, "deep": 0 if whole else c.deep}
             knobs = {"warps": c.warps, "stages": c.stages, "group": c.group, "chunk": chunk, "apart": int(self.apart),
-                     "pipeline": 0 if dots else c.stages, "lazy": 0 if dots else 1, "least": 16 if dots else 1}
+                     "precision": precision(arch), "pipeline": 0 if dots else c.stages, "lazy": 0 if dots else 1, "least": 16 if dots else 1}
             for name, value in forced.items():
                 (knobs if name in KNOBS else tile)[name] = value
             yield Schedule(self.kind, nonzero(tile), "grid", nonzero(knobs))
+
+
+def precision(arch: str) -> str:
+    """What float32 products may be rounded to on the way in: what the user allows eager."""
+    return "tf32" if arch.startswith("sm") and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
 def nonzero(table: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -124,7 +130,13 @@ def configs(parts: Sequence[Piece], width: int, arch: str) -> Sequence[Config]:
     if not any(map(has_tile_dot, programs)):
         return NO_DOT
     table = HALF.get(arch, HALF["sm80"]) if all(map(half, programs)) else FULL
-    return table[min(w for w in table if w >= width or w == max(table))]
+    found = table[min(w for w in table if w >= width or w == max(table))]
+    return found[1:] if not width and max(map(tile_dots, programs)) > 1 else found
+
+
+def tile_dots(program: TileProgram) -> int:
+    """How many row x col tiles come out of dots: each takes registers of its own."""
+    return sum(d.out.scope == "tile" for d in program.dots)
 
 
 def half(program: TileProgram) -> bool:

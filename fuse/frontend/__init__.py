@@ -6,6 +6,7 @@ from torch import fx
 from fuse.frontend.candidates import Candidate, find_candidates
 from fuse.frontend.importer import Imported, import_candidate
 from fuse.frontend.supported import streamable, supported
+from fuse.log import miss_of
 from fuse.options import Options
 from fuse.reasons import Miss
 
@@ -24,12 +25,23 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
     candidates, misses = find_candidates(graph, options.virtual_floor)
     found: list[Imported] = []
     for candidate in candidates:
-        miss = supported(candidate)
-        if miss is None:
-            imported = import_candidate(candidate)
-            miss = streamable(imported.program, candidate) if isinstance(imported, Imported) else imported
-            if isinstance(imported, Imported) and miss is None:
-                found.append(imported)
-        if miss is not None:
-            misses.append(miss)
+        try:
+            imported = _imported(candidate)
+        except Exception as error:    # a candidate that breaks the importer costs that candidate alone
+            imported = miss_of(error, candidate.where)
+        if isinstance(imported, Miss):
+            misses.append(imported)
+        else:
+            found.append(imported)
     return found, misses
+
+
+def _imported(candidate: Candidate) -> Imported | Miss:
+    miss = supported(candidate)
+    if miss is not None:
+        return miss
+    imported = import_candidate(candidate)
+    if isinstance(imported, Miss):
+        return imported
+    miss = streamable(imported.program, candidate)
+    return imported if miss is None else miss

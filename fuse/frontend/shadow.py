@@ -115,6 +115,7 @@ class Shadow:
         self.nodes = list(graph.nodes)
         self.position = {n: i for i, n in enumerate(self.nodes)}
         self.context: dict[fx.Node, Context] = contexts(self.nodes)
+        self.mode = next((t.fake_mode for n in self.nodes if hasattr(t := example(n), "fake_mode")), None)
         self.templates: dict[Any, _Template | Untraceable] = {}
         self.memo: dict[fx.Node, Any] = {}
         self.written: dict[tuple[fx.Node, fx.Node], Value] = {}
@@ -196,7 +197,7 @@ class Shadow:
         key = (node.op, node.target, repr(spec), context.autocast, tuple(_geometry(example(t)) for t in tensors))
         if key not in self.templates:
             try:
-                self.templates[key] = _trace(node, spec, [example(t) for t in tensors], context)
+                self.templates[key] = _trace(node, spec, [example(t) for t in tensors], context, self.mode)
             except Untraceable as why:
                 self.templates[key] = why
             except Exception as error:  # whatever torch cannot trace alone stays what it is
@@ -319,7 +320,7 @@ def _fresh(t: torch.Tensor) -> torch.Tensor:
         return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device)
 
 
-def _trace(node: fx.Node, spec: Any, tensors: list[torch.Tensor], context: Context) -> _Template:
+def _trace(node: fx.Node, spec: Any, tensors: list[torch.Tensor], context: Context, mode: Any) -> _Template:
     """Records one node. SymInts among the arguments become inputs too, so that the tracer knows them."""
     symbols: list[Any] = []
 
@@ -337,10 +338,10 @@ def _trace(node: fx.Node, spec: Any, tensors: list[torch.Tensor], context: Conte
         if node.op == "call_method":
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
-    if not callable(node.target) and node.op != "call_method":
+    if mode is None or not callable(node.target) and node.op != "call_method":
         raise Untraceable("UNSUPPORTED_OP")
     with context.applied():
-        traced = trace_node(call, [*map(_fresh, tensors), *symbols])
+        traced = trace_node(call, [*map(_fresh, tensors), *symbols], mode)
     return _Recorder(traced, [shape_of(t) for t in tensors]).template()
 
 

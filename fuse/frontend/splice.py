@@ -142,7 +142,7 @@ def between(inputs: Iterable[Node], exits: Iterable[Node]) -> set[Node]:
 def removable(graph: Graph, members: set[Node], exits: Sequence[Node]) -> set[Node]:
     """The members nobody needs once the exits come from elsewhere.
 
-    A node that writes in place goes only if nothing that stays shares the memory it writes to.
+    A node that writes in place goes only if nothing that stays, and no exit that is read, shares the memory it writes to.
     """
     leaving, own = set(exits), storages(members)
     dead = {m for m in members if not _has_effect(m)}
@@ -152,7 +152,9 @@ def removable(graph: Graph, members: set[Node], exits: Sequence[Node]) -> set[No
         kept = {m for m in dead - leaving if not dead.issuperset(m.users)}
         if writers:
             alive = storages(n for n in graph.nodes if n not in dead and n.op != "output")
-            kept |= {m for m in writers if m in dead and storages(mutated(m)) & alive}
+            given = [e for e in exits if not dead.issuperset(e.users)]
+            kept |= {m for m in writers if m in dead
+                     and storages(mutated(m)) & (alive | storages(e for e in given if e is not m))}
         if not kept:
             return dead
         dead -= kept

@@ -158,7 +158,8 @@ def make(op: str, *args: Expr, origin: str | None = None, **attrs: Any) -> Expr:
 
 
 def const(value: float | int | bool | complex, dtype: str) -> Expr:
-    kind: Callable[[Any], Any] = {"bool": bool}.get(dtype, float if dtype in FLOATS else complex if dtype in COMPLEXES else int)
+    number: Callable[[Any], Any] = float if dtype in FLOATS else complex if dtype in COMPLEXES else int
+    kind = bool if dtype == "bool" else number
     return make("const", value=kind(value), dtype=dtype)
 
 
@@ -231,7 +232,8 @@ def rebuild(node: Expr, args: Iterable[Expr], **attrs: Any) -> Expr:
     return make(node.op, *args, origin=node.origin, **{**dict(node.attrs), **attrs})
 
 
-def rewrite(roots: Iterable[Expr], rule: Callable[[Expr], Expr | None], memo: dict[Expr, Expr] | None = None) -> list[Expr]:
+def rewrite(roots: Iterable[Expr], rule: Callable[[Expr], Expr | None],
+            memo: dict[Expr, Expr] | None = None) -> list[Expr]:
     """Rewrites bottom-up: `rule(node)` sees a node whose arguments are done and returns its replacement or None.
 
     `memo` may hold replacements decided beforehand: what is below such a node is not visited.

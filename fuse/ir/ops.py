@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from fuse.ir.expr import (COMPLEXES, FLOATS, INTEGERS, Axis, Expr, IRError, Type, cast, const, iota, make, reduce_,
-                          where)
+from fuse.ir.expr import COMPLEXES, FLOATS, INTEGERS, Axis, Expr, IRError, Type, cast, const, iota, make, reduce_, where
 
 Attrs = dict[str, Any]
 TypeRule = Callable[[tuple[Expr, ...], Attrs], Type]
@@ -22,7 +21,7 @@ VJP = Callable[[Expr, Expr], Expr]
 
 @dataclass(frozen=True)
 class Op:
-    """`arity` None: any number. `vjp` is empty where no argument is differentiable. `meaning` gets tensors, then attrs."""
+    """`arity` None: any number. `vjp` is empty where no argument is differentiable. `meaning` gets tensors."""
 
     arity: int | None
     type_rule: TypeRule
@@ -88,6 +87,13 @@ def read_type(args: tuple[Expr, ...], attrs: Attrs) -> Type:
     if any(a.dtype != "int64" for a in args):
         raise IRError(f"the indices of {buffer.name} must be int64")
     return Type(buffer.dtype, union(args))
+
+
+def complex_type(args: tuple[Expr, ...], attrs: Attrs) -> Type:
+    parts = same(args, attrs)
+    if parts.dtype not in ("float32", "float64"):
+        raise IRError(f"no complex numbers have parts of type {parts.dtype}")
+    return Type({"float64": "complex128", "float32": "complex64"}[parts.dtype], parts.axes)
 
 
 def part(dtype_of: Callable[[str], str]) -> TypeRule:
@@ -183,7 +189,8 @@ def unary(type_rule: TypeRule, meaning: Callable[..., Any], vjp: VJP | None = No
     return Op(1, type_rule, (vjp,) if vjp else (), meaning, sympy)
 
 
-def binary(type_rule: TypeRule, meaning: Callable[..., Any], vjp: tuple[VJP, VJP] | None = None, sympy: Any = None) -> Op:
+def binary(type_rule: TypeRule, meaning: Callable[..., Any], vjp: tuple[VJP, VJP] | None = None,
+           sympy: Any = None) -> Op:
     return Op(2, type_rule, vjp or (), meaning, sympy)
 
 
@@ -198,7 +205,8 @@ def softmax_weight(node: Expr, g: Expr) -> Expr:
 TWO_OVER_SQRT_PI = 1.1283791670955126
 
 LEAVES = {
-    "const": Op(0, lambda _, at: Type(at["dtype"]), sympy=lambda sp, v: sp.Integer(v) if float(v).is_integer() else sp.Float(v)),
+    "const": Op(0, lambda _, at: Type(at["dtype"]),
+                sympy=lambda sp, v: sp.Integer(v) if float(v).is_integer() else sp.Float(v)),
     "iota": Op(0, lambda _, at: Type("int64", (at["axis"],))),
     "size": Op(0, lambda _, at: Type("int64")),
     "read": Op(None, read_type),
@@ -216,7 +224,8 @@ POINTWISE = {
     "sigmoid": unary(floating, torch.sigmoid, lambda n, g: g * conj(n * (1 - n)), lambda sp, a: 1 / (1 + sp.exp(-a))),
     "sqrt": unary(floating, torch.sqrt, lambda n, g: g / conj(n * 2), lambda sp, a: sp.sqrt(a)),
     "rsqrt": unary(floating, torch.rsqrt, lambda n, g: g * conj(n * n * n) * -0.5, lambda sp, a: 1 / sp.sqrt(a)),
-    "abs": unary(part(real_of), torch.abs, lambda n, g: cast(g, n.args[0].dtype) * make("sign", n.args[0]), lambda sp, a: sp.Abs(a)),
+    "abs": unary(part(real_of), torch.abs, lambda n, g: cast(g, n.args[0].dtype) * make("sign", n.args[0]),
+                 lambda sp, a: sp.Abs(a)),
     "sign": unary(same, torch.sgn, None, lambda sp, a: sp.sign(a)),
     "sin": unary(floating, torch.sin, lambda n, g: g * conj(make("cos", n.args[0])), lambda sp, a: sp.sin(a)),
     "cos": unary(floating, torch.cos, lambda n, g: -(g * conj(make("sin", n.args[0]))), lambda sp, a: sp.cos(a)),
@@ -232,17 +241,21 @@ POINTWISE = {
     "conj": unary(same, torch.conj_physical, lambda n, g: make("conj", g)),
     "real": unary(part(real_of), torch.real, lambda n, g: cast(g, n.args[0].dtype)),
     "imag": unary(part(real_of), torch.imag, lambda n, g: make("complex", zero(g), g)),
-    "complex": binary(lambda a, at: Type({"float64": "complex128", "float32": "complex64"}[same(a, at).dtype], union(a)),
+    "complex": binary(complex_type,
                       torch.complex, (lambda n, g: make("real", g), lambda n, g: make("imag", g))),
     "add": binary(same, torch.add, (lambda n, g: g, lambda n, g: g), lambda sp, a, b: a + b),
     "sub": binary(same, torch.sub, (lambda n, g: g, lambda n, g: -g), lambda sp, a, b: a - b),
     "mul": binary(same, torch.mul, (lambda n, g: g * conj(n.args[1]), lambda n, g: g * conj(n.args[0])),
                   lambda sp, a, b: a * b),
-    "div": binary(floating, torch.div, (lambda n, g: g / conj(n.args[1]), lambda n, g: -(g * conj(n) / conj(n.args[1]))),
+    "div": binary(floating, torch.div, (lambda n, g: g / conj(n.args[1]),
+                                        lambda n, g: -(g * conj(n) / conj(n.args[1]))),
                   lambda sp, a, b: a / b),
-    "pow": binary(floating, torch.pow, (power_base, lambda n, g: g * conj(n * make("log", n.args[0]))), lambda sp, a, b: a ** b),
-    "maximum": binary(same, torch.maximum, (extremum("lt", True), extremum("lt", False)), lambda sp, a, b: sp.Max(a, b)),
-    "minimum": binary(same, torch.minimum, (extremum("lt", False), extremum("lt", True)), lambda sp, a, b: sp.Min(a, b)),
+    "pow": binary(floating, torch.pow, (power_base, lambda n, g: g * conj(n * make("log", n.args[0]))),
+                  lambda sp, a, b: a ** b),
+    "maximum": binary(same, torch.maximum, (extremum("lt", True), extremum("lt", False)),
+                      lambda sp, a, b: sp.Max(a, b)),
+    "minimum": binary(same, torch.minimum, (extremum("lt", False), extremum("lt", True)),
+                      lambda sp, a, b: sp.Min(a, b)),
     "floordiv": binary(integer_, lambda a, b: torch.div(a, b, rounding_mode="floor")),
     "mod": binary(integer_, torch.remainder),
     "eq": binary(comparison, torch.eq), "ne": binary(comparison, torch.ne),
@@ -260,7 +273,8 @@ POINTWISE = {
 
 REDUCTIONS = {
     # Axes that the argument lacks multiply it by their extents.
-    "sum": reduction(reduced(total=True), lambda n, g: reduce_("sum", g, *(a for a in n["axes"] if not n.args[0].has(a)))),
+    "sum": reduction(reduced(total=True),
+                     lambda n, g: reduce_("sum", g, *(a for a in n["axes"] if not n.args[0].has(a)))),
     "max": reduction(reduced(), chosen_share),
     "argmax": reduction(reduced("int64")),                       # first index of the maximum; nan wins
     "lse": reduction(reduced(), softmax_weight),
@@ -272,7 +286,8 @@ STRUCTURED = {
     # x at position - by along `axis`, zero outside.
     "shift": Op(1, along, (lambda n, g: make("shift", g, axis=n["axis"], by=-n["by"]),), pointwise=False),
     # x at axis = index: sum_axis where(axis == index, x, 0), hence 0 for an index out of range.
-    "pick": Op(2, picked, (lambda n, g: where(make("eq", iota(n["axis"]), n.args[1]), g, zero(g)), None), pointwise=False),
+    "pick": Op(2, picked, (lambda n, g: where(make("eq", iota(n["axis"]), n.args[1]), g, zero(g)), None),
+               pointwise=False),
 }
 
 OPS: dict[str, Op] = {**LEAVES, **POINTWISE, **REDUCTIONS, **STRUCTURED}

@@ -131,7 +131,8 @@ def causal_attention() -> Case:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     return Case(
-        program([q, k, v], {"o": (o, (b, i, e))}, (dots,)), {"T": 19}, function, ("q", "k", "v"), 2 * 19 * 19, [1], [1, 1]
+        program([q, k, v], {"o": (o, (b, i, e))}, (dots,)), {"T": 19}, function, ("q", "k", "v"),
+        2 * 19 * 19, [1], [1, 1],
     )
 
 
@@ -239,7 +240,8 @@ def flow_attention() -> Case:
         return torch.einsum("nld,ndm->nlm", q * incoming[..., None], kv) * allocation[..., None]
 
     return Case(
-        program([q_, k_, v_], {"out": (out, (b, i, m))}), {"T": 19, "S": 13}, function, ("q", "k", "v"), 0, [1] * 4, [1] * 4
+        program([q_, k_, v_], {"out": (out, (b, i, m))}), {"T": 19, "S": 13}, function, ("q", "k", "v"),
+        0, [1] * 4, [1] * 4,
     )
 
 

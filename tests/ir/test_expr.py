@@ -77,6 +77,7 @@ def test_broadcasting_is_by_name():
         (lambda: make("exp", y), "floating-point"),
         (lambda: x * read(Buffer("Z", "float32", (Size.of(3),)), Axis("d", Size.of(3))), "two extents"),
         (lambda: lse(x, v), "cannot reduce"),
+        (lambda: make("complex", cast(x, "float16"), cast(x, "float16")), "no complex numbers"),
         (lambda: sum_(make("eq", x, x), d), "cannot sum booleans"),
         (lambda: make("not", x), "booleans"),
         (lambda: make("mod", x, x), "integers"),
