@@ -1,4 +1,4 @@
-"""hoist: what varies only along the grid (or only along the stream) is computed once, before the sweep.
+"""hoist: what does not vary along every axis of the tile is computed once, before the sweep.
 
     body(... f(r1[n], r2[n]) ...)  ->  d[n] = f(r1[n], r2[n]);  body(... d[n] ...)
 
@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from fuse.ir.expr import Axis, Expr, make, rebuild, rewrite, topological
 from fuse.ir.program import Carry, Define, Kind, Program, Region, Step, stored
-from fuse.passes.simplify import Product, product_of
+from fuse.passes.products import Product, product_of
 
 COMMUTATIVE = ("add", "mul", "maximum", "minimum", "eq", "ne", "and", "or")
 
@@ -68,8 +68,7 @@ def _maximal(body: Expr, region: Region) -> list[Expr]:
 
 
 def _worth_storing(node: Expr, region: Region) -> bool:
-    axes = set(node.axes)
-    if not (axes <= set(region.grid) or axes <= set(region.streams)):
+    if not set(node.axes) < {*region.grid, *region.streams}:
         return False
     below = topological([node])
     if any(e.op == "carry" for e in below) or not any(e.op == "read" for e in below):

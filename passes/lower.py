@@ -17,9 +17,10 @@ from dataclasses import replace
 from fuse.ir.expr import Expr, cast, const, make, rebuild, topological, where
 from fuse.ir.program import Carry, Emit, Kind, Output, Program, Region, Step, Term, carry_part, stored
 from fuse.passes.merge import Group, Member
-from fuse.passes.regions import Leaf, inside as evaluated_inside
+from fuse.passes.products import product_of
+from fuse.passes.regions import Leaf
+from fuse.passes.regions import inside as evaluated_inside
 from fuse.passes.separate import Moment, is_normaliser
-from fuse.passes.simplify import product_of
 
 Pair = tuple[Expr, Expr]
 

@@ -99,7 +99,7 @@ def _fits(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf], note: Callable[[
     here = [n for n in leaf.needs if group.member(n) and n.kind is not None]    # what is emitted is inlined
     if not here:
         return Member(leaf, 0, leaf.streams)
-    if leaf.kind is not Kind.SUM or leaf.dot and group.backward:
+    if leaf.kind is not Kind.SUM or (leaf.dot and group.backward):
         return None
     statistics = [n.value for n in here if n.kind is Kind.LSE and group.member(n).level == 0]
     found = separate(leaf.body, leaf.streams, statistics, _reads({n.value for n in here}, table))

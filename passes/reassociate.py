@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 
 from fuse.ir.expr import Expr, rewrite, sum_, topological
-from fuse.passes.simplify import Product, product_of, simplify
+from fuse.passes.products import Product, product_of
+from fuse.passes.simplify import simplify
 
 
 def reassociate(roots: Iterable[Expr]) -> list[Expr]:

@@ -151,6 +151,8 @@ class Carries:
     def weight(self, u: Update) -> str:
         """exp(k (s - m')) (s - m')**n, on the dims of the LSE's own tile."""
         c, k = str(u.relative), u.exponent
+        if k == 0:
+            return " * ".join([f"{c}_x"] * u.moment) or "1.0"
         e = f"{c}_e" if k == 1 else self.once((c, "weight", k), f"tl.exp({c}_x * {literal(float(k))})")
         return " * ".join([e, *[f"{c}_x"] * u.moment])
 
@@ -158,7 +160,7 @@ class Carries:
         """rho * sum_j C(n, j) delta**(n - j) T_j with delta = m - m', 0 as long as m = -inf."""
         c, n = str(u.relative), u.moment
         dims, own = self.program.state(c).dims, self.program.state(u.state).dims
-        rho = fit(self.rho(c, u.exponent), dims, own)
+        rho = fit(self.rho(c, u.exponent), dims if u.exponent else (), own)
         if not n:
             return f"{u.state} * {rho}"
         terms = [u.state]
@@ -171,6 +173,8 @@ class Carries:
         """exp(k (m - m'))."""
         if k == 1:
             return f"{c}_r"
+        if k == 0:
+            return "1.0"
         return self.once((c, "rho", k), f"tl.exp(({c}_m - {c}_g) * {literal(float(k))})")
 
     def delta(self, c: str) -> str:
@@ -187,11 +191,11 @@ class Carries:
         """value * weight, 0 beyond the end and, for moments, while nothing finite has been seen."""
         c, weight = str(u.relative), self.weight(u)
         dims = within(self.lse_order(c), order)
-        text = fit(f"({weight})" if " " in weight else weight, dims, order)
-        if u.value is None and not u.moment:
+        text = weight if weight == "1.0" else fit(f"({weight})" if " " in weight else weight, dims, order)
+        if u.value is None and not u.moment and u.exponent:
             return text
         masks = [fit(self.tiles.range(d).mask, (d,), order) for d in u.over]
-        if u.moment:
+        if u.moment or not u.exponent:
             finite = self.once((c, "finite"), f'{c}_n > float("-inf")')
             masks.append(fit(finite, self.program.state(c).dims, order))
         value = f" * {self.tiles.operand(u.value, order)}" if u.value is not None else ""

@@ -10,7 +10,7 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.triton.kernel import Sweep
 from fuse.codegen.triton.launch import Bound, Machine
-from fuse.codegen.triton.pieces import Piece
+from fuse.codegen.triton.pieces import Piece, Post
 from fuse.codegen.triton.slab import run_slab
 from fuse.codegen.triton.sweep import run_sweep
 from fuse.ir.program import Kind, Region
@@ -51,10 +51,17 @@ class Chain:
             bounds[k].attach(found)
             found.update((run_slab if piece.slab else run_sweep)(bounds[k], function))
             bounds[k].release()
+            found.update((p.name, finished(found[p.name], p)) for p in piece.post)
         self.bindings[key] = bounds
         if len(self.bindings) > REMEMBERED:
             del self.bindings[next(iter(self.bindings))]
         return {name: found[name].to(dtype) for name, dtype in self.dtypes}
+
+
+def finished(x: torch.Tensor, post: Post) -> torch.Tensor:
+    """The reductions that no kernel did."""
+    x = x.sum(post.over) if post.kind is Kind.SUM else x.amax(post.over)
+    return x.permute(post.order).contiguous()
 
 
 def halved(schedule: Schedule) -> Schedule | None:

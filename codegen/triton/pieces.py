@@ -2,6 +2,7 @@
 
     levels              each is its own piece; the final values of lower levels are stored and read back
     carries over grid   swapped: grid and stream exchange places, the tile is recomputed in the other orientation
+    totals              sum_ij = sum_i sum_j: the inner one is a carry of the row, the outer one is left to torch
     column slab         matrix products leave the kernel: it writes the tile of their left factor to a slab, block by
                         block, and library GEMMs consume that. Both orientations read one slab, nothing is atomic.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from fuse.codegen.lower import _weighted as weighted
 from fuse.codegen.lower import lower
-from fuse.codegen.roles import refuse
+from fuse.codegen.roles import refuse, roles
 from fuse.codegen.tile import Affine, Load, TileProgram, Update
 from fuse.ir.expr import Axis, Buffer, Expr, make, rewrite, topological
 from fuse.ir.program import Carry, Emit, Kind, Region
@@ -21,61 +23,122 @@ RECOMPUTE, COLUMN_SLAB = "recompute", "column slab"
 
 
 @dataclass(frozen=True)
+class Post:
+    """What is left to do on a stored carry: reduce the dimensions `over`, then bring the rest into the order `order`."""
+
+    name: str
+    kind: Kind
+    over: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Piece:
     """`slab`: every carry of `region` is a sum that is finished by a GEMM (or a row or column sum) over the slab."""
 
     region: Region
     program: TileProgram
     slab: bool
+    post: tuple[Post, ...] = ()
 
 
 def pieces(region: Region, kind: str, apart: bool = False) -> tuple[Piece, ...]:
     """In execution order; `apart`: no two accumulators share a kernel. Refused if `kind` cannot compute some carry."""
-    out: list[Piece] = []
-    for level in range(region.sweeps):
-        carries, emits = one_level(region, level)
-        grid = set(region.grid)
-        slab = [c for c in carries if kind == COLUMN_SLAB and on_slab(region, c)]
-        rest = [c for c in carries if c not in slab]
-        own = [c for c in rest if not set(c.over) & grid]
-        single = [c for c in own if apart and wide_sum(c, region)]
-        if len(own) > len(single) or emits:
-            out.append(piece(region, [c for c in own if c not in single], emits, region.streams, region.grid))
-        out += [piece(region, [c], (), region.streams, region.grid) for c in single]
+    return tuple(p for level in range(region.sweeps) for p in _Level(region, level, kind == COLUMN_SLAB, apart).pieces())
+
+
+class _Level:
+    """One level of a region, its carries sorted by the piece they go to."""
+
+    def __init__(self, region: Region, level: int, slab: bool, apart: bool):
+        self.region, self.apart = region, apart
+        carries, self.emits = one_level(region, level)
+        self.slab = [c for c in carries if slab and on_slab(region, c)]
+        batch = set(roles(region).batch)
+        names = {axis for axis, canonical in roles(region).name.items() if canonical in batch}
+        inner = [self.inner(c, names) for c in carries if c not in self.slab]
+        self.carries, self.posts = [c for c, _ in inner], {p.name: p for _, p in inner if p}
+
+    def inner(self, carry: Carry, batch: set[str]) -> tuple[Carry, Post | None]:
+        """The part of a sum or maximum that one kernel can keep, and what then remains to be reduced.
+
+        Over grid and stream: the stream first. Over the grid with some of its batch axes: the other axes first.
+        """
+        grid, over = set(self.region.grid), set(carry.over)
+        if not over & grid:
+            return carry, None
+        first = tuple(a for a in carry.over if a not in grid) if over - grid else tuple(a for a in carry.over if a.name not in batch)
+        rest = tuple(a for a in carry.over if a not in first)
+        if not first or not rest:
+            return carry, None
+        if carry.kind not in (Kind.SUM, Kind.MAX) or carry.relative_to is not None:
+            raise refuse(f"a {carry.kind.value} over grid and stream")
+        kept = {*carry.axes, *rest}
+        walked = tuple(a for a in (*self.region.grid, *self.region.streams) if a in kept)
+        axes = (*walked, *(a for a in carry.axes if a not in walked))
+        left = tuple(a for a in axes if a not in rest)
+        post = Post(carry.name, carry.kind, tuple(axes.index(a) for a in rest), tuple(left.index(a) for a in carry.axes))
+        return replace(carry, over=first, axes=axes, storage=None), post
+
+    def pieces(self) -> list[Piece]:
+        region, grid, out = self.region, set(self.region.grid), []
+        own = [c for c in self.carries if not set(c.over) & grid]
+        single = [c for c in own if self.apart and is_wide(c, region)]
+        together = [c for c in own if c not in single]
+        if together or self.emits:
+            out.append(self.piece(together, region.streams, region.grid, self.emits))
+        out += [self.piece([c], region.streams, region.grid) for c in single]
+        if self.slab:
+            out.append(self.piece(self.slab, region.streams, region.grid, slab=True))
+        return out + [self.swapped(group) for group in self.by_over([c for c in self.carries if set(c.over) & grid])]
+
+    def piece(self, carries: Sequence[Carry], streams: tuple[Axis, ...], grid: tuple[Axis, ...],
+              emits: Iterable[Emit] = (), slab: bool = False) -> Piece:
+        part = replace(self.region, carries=tuple(carries), emits=tuple(emits), streams=streams, grid=grid)
+        program = lower(part)
         if slab:
-            out.append(piece(region, slab, (), region.streams, region.grid, slab=True))
-        for group in by_over([c for c in rest if set(c.over) & grid], apart):
-            out.append(swapped(region, group))
-    return tuple(out)
+            for u in program.levels[0].updates:
+                check_slab(program, u)
+        return Piece(part, program, slab, tuple(self.posts[c.name] for c in carries if c.name in self.posts))
+
+    def swapped(self, carries: Sequence[Carry]) -> Piece:
+        """The carries over grid axes as a region that streams those and whose grid has the stream axes."""
+        region, over = self.region, set(carries[0].over)
+        streams = tuple(a for a in region.grid if a in over)
+        return self.piece(carries, streams, tuple(a for a in region.grid if a not in over) + region.streams)
+
+    def by_over(self, carries: Iterable[Carry]) -> list[list[Carry]]:
+        """Carries that can share a kernel: same axes summed; `apart` gives each accumulator one of its own."""
+        groups: dict[tuple[frozenset[Axis], str], list[Carry]] = {}
+        for carry in carries:
+            alone = self.apart and is_wide(carry, self.region)
+            groups.setdefault((frozenset(carry.over), carry.name if alone else ""), []).append(carry)
+        return list(groups.values())
+
+
+def is_wide(carry: Carry, region: Region) -> bool:
+    """A plain sum that keeps axes which are not walked."""
+    return carry.kind is Kind.SUM and carry.relative_to is None and bool(set(carry.axes) - {*region.grid, *region.streams})
 
 
 def on_slab(region: Region, carry: Carry) -> bool:
     """A plain sum that is a matrix product with a stored factor, or that accumulates row vectors over the grid."""
-    grid = set(region.grid)
+    grid, over = set(region.grid), set(carry.over)
     if carry.kind is not Kind.SUM or carry.relative_to is not None or carry.body.dtype != "float32":
         return False
-    if not set(carry.over) & grid and not set(carry.axes) - grid:
+    if over - grid if over & grid else not set(carry.axes) - grid:
         return False
     try:
-        piece(region, [carry], (), region.streams, region.grid, slab=True)
+        program = lower(replace(region, carries=(carry,), emits=()))
+        check_slab(program, program.levels[0].updates[0])
     except Refused:
         return False
     return True
 
 
-def piece(region: Region, carries: Iterable[Carry], emits: Iterable[Emit], streams: tuple[Axis, ...],
-          grid: tuple[Axis, ...], slab: bool = False) -> Piece:
-    part = replace(region, carries=tuple(carries), emits=tuple(emits), streams=streams, grid=grid)
-    program = lower(part)
-    if slab:
-        for u in program.levels[0].updates:
-            check_slab(program, u)
-    return Piece(part, program, slab)
-
-
 def check_slab(program: TileProgram, u: Update) -> None:
     """The right factor must be a stored tensor, so that a library can read it."""
-    if u.over not in (("row",), ("col",)):
+    if u.over not in (("row",), ("col",)) or set(program.state(u.state).keeps) != set(program.batch):
         raise refuse(f"a slab reduced over {', '.join(u.over)}")
     if u.wide is None:
         if set(program.state(u.state).dims) - {"row", "col"}:
@@ -84,29 +147,6 @@ def check_slab(program: TileProgram, u: Update) -> None:
     source = program.source_of(u.wide)
     if not isinstance(source, Load) or not all(isinstance(i, Affine) for i in source.index):
         raise refuse("the right factor of a product is computed")
-
-
-def swapped(region: Region, carries: list[Carry]) -> Piece:
-    """The carries over grid axes as a region that streams those and whose grid has the stream axes."""
-    over = set(carries[0].over)
-    if over & set(region.streams):
-        raise refuse("a total over grid and stream")
-    streams = tuple(a for a in region.grid if a in over)
-    grid = tuple(a for a in region.grid if a not in over) + region.streams
-    return piece(region, carries, (), streams, grid)
-
-
-def by_over(carries: Sequence[Carry], apart: bool) -> list[list[Carry]]:
-    groups: dict[tuple, list[Carry]] = {}
-    for carry in carries:
-        if carry.relative_to is not None:
-            raise refuse("a relative sum over the grid")
-        groups.setdefault((frozenset(carry.over), carry.name if apart else ""), []).append(carry)
-    return list(groups.values())
-
-
-def wide_sum(carry: Carry, region: Region) -> bool:
-    return carry.kind is Kind.SUM and carry.relative_to is None and bool(set(carry.axes) - {*region.grid, *region.streams})
 
 
 def one_level(region: Region, level: int) -> tuple[list[Carry], list[Emit]]:
@@ -119,13 +159,21 @@ def one_level(region: Region, level: int) -> tuple[list[Carry], list[Emit]]:
         buffer = Buffer(node["name"], node["dtype"], tuple(a.extent for a in node["axes"]))
         return make("read", *(make("iota", axis=a) for a in node["axes"]), buffer=buffer)
 
-    carries = [c for c in region.carries if c.level == level]
+    carries = [absolute(c, region) for c in region.carries if c.level == level]
     emits = [e for e in region.emits if e.level == level]
     bodies = rewrite([c.body for c in carries] + [e.value for e in emits], rule) if level else None
     if bodies:
         carries = [replace(c, body=b, level=0) for c, b in zip(carries, bodies[:len(carries)], strict=True)]
         emits = [replace(e, value=b, level=0) for e, b in zip(emits, bodies[len(carries):], strict=True)]
     return [replace(c, storage=None) if c.name in wide else c for c in carries], emits
+
+
+def absolute(carry: Carry, region: Region) -> Carry:
+    """A sum relative to a carry of a lower level is a plain sum: that maximum is final."""
+    source = region.carry(carry.relative_to) if carry.relative_to else None
+    if source is None or source.level == carry.level:
+        return carry
+    return replace(carry, body=weighted(carry, source), relative_to=None, exponent=1, moment=0)
 
 
 def read_later(region: Region) -> set[str]:

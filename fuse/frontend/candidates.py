@@ -22,9 +22,11 @@ from fuse.frontend.shadow import Shadow, Value, example, where
 from fuse.frontend.symbols import numel_hint, symbol_hints
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import product_of
+from fuse.frontend.views import source
 from fuse.reasons import Miss, Refused
 
 AMPLIFICATION = 2        # an anchor's result against its smaller operand; the anchors' results against what leaves
+MANY = 16                # more users than this are not looked at one by one if they are too large together
 NARROWEST, WIDEST = 0.25, 2.1     # how far a value's size may be from its anchor's to belong to the closure
 
 
@@ -89,15 +91,23 @@ def find_candidates(graph: fx.Graph, min_virtual_bytes: int) -> tuple[list[Candi
         try:
             found.append(_candidate(shadow, group, hints, min_virtual_bytes))
         except Refused as refused:
-            # A product of two activations that only outgrows the smaller one is an everyday layer: nothing to report.
-            if refused.miss.code != "EXITS_TOO_BIG" or any(_outgrows_all(a) for a in group[0]):
+            # A product that only outgrows the smaller of two operands is an everyday layer: nothing to report.
+            if refused.miss.code not in ("EXITS_TOO_BIG", "ESCAPES") or any(_outgrows_all(a) for a in group[0]):
                 misses.append(refused.miss)
     return found, misses
 
 
 # ---- anchors ----------------------------------------------------------------------------------------------------
 
-CONTRACTS = ("linear", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm", "__matmul__")
+# Functions of torch that may be contractions; whether one is, its ATen view decides.
+CONTRACTS = frozenset({"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum", "addmm", "baddbmm", "mv",
+                       "tensordot", "inner", "outer", "ger", "dot"})
+
+
+def _called(node: fx.Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[-1]
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _floats(node: fx.Node) -> list[fx.Node]:
@@ -110,7 +120,7 @@ def _may_amplify(node: fx.Node) -> bool:
 
     Parameters are not counted beside other operands: they are stored whatever happens.
     """
-    if node.op not in ("call_function", "call_method"):
+    if node.op not in ("call_function", "call_method") or _called(node) not in CONTRACTS:
         return False
     result = example(node)
     if not isinstance(result, torch.Tensor) or not (result.is_floating_point() or result.is_complex()):
@@ -135,7 +145,7 @@ def _is_parameter(node: fx.Node) -> bool:
 
 def _outgrows_all(node: fx.Node) -> bool:
     total = _numel(example(node)) or 0
-    return all(total >= AMPLIFICATION * (_numel(example(a)) or 0) for a in _floats(node))
+    return all(total >= AMPLIFICATION * (_numel(example(a)) or 0) for a in _floats(node) if not _is_parameter(a))
 
 
 def _is_anchor(shadow: Shadow, node: fx.Node) -> bool:
@@ -143,16 +153,16 @@ def _is_anchor(shadow: Shadow, node: fx.Node) -> bool:
     if not isinstance(value, Value):
         return False
     if value.op is None and value.opaque in ("FUNCTORCH", "DTENSOR"):
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if name in CONTRACTS:
-            raise Refused(Miss(value.opaque, where(node), node.name))
-    return kind_of(value) == "contraction" and smallest_read(value) is not None
+        raise Refused(Miss(value.opaque, where(node), node.name))
+    return smallest_read(value) is not None
 
 
 def smallest_read(v: Value) -> int | None:
-    """Elements that the smaller operand of a contraction holds."""
+    """Elements that the smaller operand of a contraction holds; None if v is no contraction (or a view of one)."""
+    while kind_of(v) == "view" and source(v).node is v.node:
+        v = source(v)
     try:
-        operands = product_of(v).operands
+        operands = product_of(v).operands if kind_of(v) == "contraction" else ()
     except Refused:
         return None
     tensors = [example(o.node) for o in operands]
@@ -199,8 +209,10 @@ def _stays_large(shadow: Shadow, user: fx.Node, top: int, least: int, virtual: s
     total = elements(user)
     if total is None:
         total = top                # as many rows as the data says: as virtual as what they are selected from
+    if total > WIDEST * top or total < min(NARROWEST * top, least):
+        return False
     values = list(_flat(shadow.value(user)))
-    if not values or total > WIDEST * top or not all(_streams(v, user, virtual) for v in values):
+    if not values or not all(_streams(v, user, virtual) for v in values):
         return False
     return total >= NARROWEST * top or total >= least and all(_selects(v) for v in values)
 
@@ -238,12 +250,12 @@ def _flat(value: Any) -> Iterator[Value]:
 def _merged(closures: list[tuple[fx.Node, set[fx.Node]]]) -> list[tuple[list[fx.Node], set[fx.Node]]]:
     """Closures that overlap, or whose values meet in one user, are one."""
     groups: list[tuple[list[fx.Node], set[fx.Node]]] = []
-    reach = lambda nodes: nodes | {u for n in nodes for u in consumers(n) if u.op != "output"}  # noqa: E731
+    beside = lambda nodes: {u for n in nodes for u in consumers(n) if u.op != "output"} - nodes  # noqa: E731
     for anchor, nodes in closures:
         anchors, union = [anchor], set(nodes)
         rest = []
         for group in groups:
-            if reach(group[1]) & reach(union):
+            if group[1] & union or beside(group[1]) & beside(union):
                 anchors, union = group[0] + anchors, union | group[1]
             else:
                 rest.append(group)
@@ -264,8 +276,8 @@ def _candidate(shadow: Shadow, group: tuple[list[fx.Node], set[fx.Node]], hints:
     for node in virtual:
         if shadow.context[node].functorch:
             raise Refused(Miss("FUNCTORCH", where(node), node.name))
-    dependent = _dependents(virtual, position)
-    exits = _exits(shadow, group[1], dependent)
+    dependent = _dependents(virtual)
+    exits = _exits(shadow, anchors, group[1], dependent)
     leaving = sum(elements(n) or 0 for n in exits)
     numel = sum(elements(n) or 0 for n in anchors)
     if AMPLIFICATION * leaving > numel:
@@ -277,7 +289,7 @@ def _names(nodes: tuple[fx.Node, ...]) -> str:
     return ", ".join(n.name for n in nodes[:4])
 
 
-def _dependents(virtual: tuple[fx.Node, ...], position: dict[fx.Node, int]) -> frozenset[fx.Node]:
+def _dependents(virtual: tuple[fx.Node, ...]) -> frozenset[fx.Node]:
     found, stack = set(virtual), list(virtual)
     while stack:
         for user in stack.pop().users:
@@ -287,7 +299,8 @@ def _dependents(virtual: tuple[fx.Node, ...], position: dict[fx.Node, int]) -> f
     return frozenset(found)
 
 
-def _exits(shadow: Shadow, virtual: set[fx.Node], dependent: frozenset[fx.Node]) -> tuple[fx.Node, ...]:
+def _exits(shadow: Shadow, anchors: tuple[fx.Node, ...], virtual: set[fx.Node],
+           dependent: frozenset[fx.Node]) -> tuple[fx.Node, ...]:
     """Small values computed from virtual ones that something outside reads. Refused where a large one leaves."""
     first: list[fx.Node] = []
     for node in virtual:
@@ -296,7 +309,9 @@ def _exits(shadow: Shadow, virtual: set[fx.Node], dependent: frozenset[fx.Node])
                 raise Refused(Miss("ESCAPES", where(node), node.name))
             if user not in virtual and user not in first:
                 first.append(user)
-    inner = _inner(virtual, dependent, shadow)
+    if len(first) > MANY and AMPLIFICATION * sum(elements(n) or 0 for n in first) > sum(elements(a) or 0 for a in anchors):
+        raise Refused(Miss("EXITS_TOO_BIG", where(anchors[0]), lambda: f"{len(first)} values leave {_names(anchors)}"))
+    inner = _inner(virtual, dependent)
     found: list[fx.Node] = []
     for node in first:
         _check_exit(shadow, node, virtual)
@@ -322,7 +337,7 @@ def _check_exit(shadow: Shadow, node: fx.Node, virtual: set[fx.Node]) -> None:
         stack += [s for s in v.sources() if s.node is node]
 
 
-def _inner(virtual: set[fx.Node], dependent: frozenset[fx.Node], shadow: Shadow) -> set[fx.Node]:
+def _inner(virtual: set[fx.Node], dependent: frozenset[fx.Node]) -> set[fx.Node]:
     """Small values that only virtual values (or other inner values) read: recomputed inside, they do not leave."""
     found = {n for n in dependent if n not in virtual}
     changed = True
