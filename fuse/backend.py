@@ -6,8 +6,8 @@
     splice      the graph is edited in place: one op for each region
     Inductor    compiles what is left
 
-A failure costs one region, with one warning; if Inductor cannot compile the edited graph it gets the untouched one; a kernel
-that fails when it is launched is replaced by plain torch. `strict` raises instead.
+A failure costs one region, with one warning; if Inductor cannot compile the edited graph it gets the untouched one; a
+kernel that fails when it is launched is replaced by plain torch. `strict` raises instead.
 """
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ TRANSPARENT = ("tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap"
 
 def fuse(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
          options: dict[str, Any] | None = None) -> Callable[..., Any]:
-    """Compiles a Dynamo graph. OptionError for an unknown option; FuseError under `strict`, or if `require` is not met."""
+    """Compiles a Dynamo graph.
+
+    OptionError for an unknown option; FuseError for a failure under `strict`, and if what `require` names is not fused.
+    """
     chosen = Options.parse(options, mode)
     spare: list[GraphModule] = []
     report = fuse_graph(gm, chosen, lambda: spare.append(private.untouched_copy(gm)))
@@ -120,8 +123,8 @@ def _check_required(report: GraphReport, options: Options) -> None:
     fused = {kind for region in report.regions for kind in region.kinds}
     missing = [kind for kind in options.require if kind not in fused]
     if missing:
-        why = "\n".join(f"  {miss}" for miss in report.misses) or "  nothing in this graph looked like it; is there a graph break?"
-        raise FuseError(f"fuse: required but not fused: {', '.join(missing)}\n{why}")
+        why = [f"  {miss}" for miss in report.misses] or ["  nothing in this graph looks like it; is there a graph break?"]
+        raise FuseError("\n".join([f"fuse: required but not fused: {', '.join(missing)}", *why]))
 
 
 def reset() -> None:

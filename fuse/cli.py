@@ -1,6 +1,7 @@
 """`python -m fuse`: what fuse makes of a program, and what its refusals mean.
 
-    inspect FILE.py:CALLABLE    regions, refusals and, with --after, the IR; CALLABLE() returns (function, args[, kwargs])
+    inspect FILE.py:CALLABLE    regions, refusals and, with --after, the IR; CALLABLE() returns (function, args) or
+                                (function, args, kwargs)
     explain CODE                the cause of a refusal and what would remove it
     reasons                     every code, as the page docs/reasons.md
 
@@ -47,12 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fuse", description="What fuse makes of a program, and what its refusals mean.")
+    parser = argparse.ArgumentParser(prog="fuse", description="what fuse makes of a program, and what its refusals mean")
     parser.add_argument("--version", action="version", version=f"fuse {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     inspect = commands.add_parser("inspect", help="show the regions, refusals and IR of a program")
-    inspect.add_argument("program", metavar="FILE.py:CALLABLE", help="called without arguments; returns (function, args[, kwargs])")
-    inspect.add_argument("--after", metavar="PASS", help="print the IR after this pass; an unknown name lists the passes")
+    inspect.add_argument("program", metavar="FILE.py:CALLABLE",
+                         help="called without arguments; returns (function, args[, kwargs])")
+    inspect.add_argument("--after", metavar="PASS", help="print the IR after this pass; a wrong name lists the passes")
     inspect.add_argument("--source", action="store_true", help="print the source of every kernel")
     inspect.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     inspect.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
@@ -93,7 +95,8 @@ def _inspect(parsed: argparse.Namespace) -> int:
         print(report)
         for i, region in enumerate(report.regions):
             if parsed.after:
-                print(f"\n; region {i}, {region.kinds[0]} at {region.where}, after {parsed.after}\n{region.snapshots[parsed.after]()}")
+                print(f"\n; region {i}, {region.kinds[0]} at {region.where}, after {parsed.after}")
+                print(region.snapshots[parsed.after]())
             for kernel, source in region.sources.items() if parsed.source else ():
                 print(f"\n; region {i}, kernel {kernel}\n{source}")
     missing = set(parsed.require) - {kind for region in report.regions for kind in region.kinds}
@@ -149,7 +152,8 @@ def _make(file: Path, name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     module = _load(file)
     factory = getattr(module, name, None)
     if not callable(factory):
-        defined = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
+        defined = [n for n, v in vars(module).items()
+                   if callable(v) and getattr(v, "__module__", None) == module.__name__]
         raise UsageError(f"{file} defines no callable {name!r}; it defines {', '.join(defined) or 'none'}")
     try:
         made = factory()
@@ -157,7 +161,8 @@ def _make(file: Path, name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         raise ProgramFailed(f"{file}:{name} raised {type(error).__name__}") from error
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not callable(made[0]) \
             or not isinstance(made[1], (tuple, list)) or not isinstance(made[2] if len(made) == 3 else {}, dict):
-        raise UsageError(f"{file}:{name} must return (function or module, args) or (..., args, kwargs), not {type(made).__name__}")
+        raise UsageError(f"{file}:{name} must return (function or module, args) or (..., args, kwargs), "
+                         f"not {type(made).__name__}")
     return made[0], tuple(made[1]), dict(made[2]) if len(made) == 3 else {}
 
 

@@ -1,11 +1,10 @@
-"""How fuse speaks: one warning per failure, one INFO line per graph (`TORCH_LOGS=fuse`, `TORCH_LOGS=+fuse` for detail)."""
+"""How fuse speaks: a warning for each failure, and in the log one line a graph (TORCH_LOGS=fuse; +fuse for refusals)."""
 from __future__ import annotations
 
 import traceback
 import warnings
 
 from fuse.reasons import Miss, Refused
-
 
 # What is a failure of fuse and deserves a warning; any other Miss is a refusal, which reports and the log mention.
 FAILURES = ("INTERNAL", "BUILD_FAILED", "LAUNCH_FAILED", "NO_COMPILER")

@@ -91,8 +91,8 @@ def _one_of(*choices: str) -> Any:
 
 def _gradient_filter(name: str, value: Any) -> str:
     if value not in GRADIENT_FILTERS:
-        raise OptionError(f"option {name!r} can only be 'off' (exact gradients), not {value!r}: skipping small gradients "
-                          "is not implemented")
+        raise OptionError(f"option {name!r} can only be 'off' (exact gradients), not {value!r}: skipping small "
+                          "gradients is not implemented")
     return str(value)
 
 
@@ -114,7 +114,7 @@ def _kinds(name: str, value: Any) -> tuple[str, ...]:
     kinds = (value,) if isinstance(value, str) else tuple(value)
     for kind in kinds:
         if kind not in KINDS:
-            raise OptionError(f"option {name!r}: no kind of region is called {kind!r}; the kinds are {', '.join(KINDS)}")
+            raise OptionError(f"option {name!r}: no kind is called {kind!r}; the kinds are {', '.join(KINDS)}")
     return kinds
 
 

@@ -21,7 +21,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
@@ -86,7 +86,7 @@ def mode_patches(mode: str | None) -> dict[str, Any]:
 def inductor(gm: GraphModule, example_inputs: Sequence[Any], patches: dict[str, Any]) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(gm, example_inputs, config_patches=patches)
+    return cast(Callable[..., Any], compile_fx(gm, example_inputs, config_patches=patches))
 
 
 def untouched_copy(gm: GraphModule) -> GraphModule:
@@ -103,5 +103,7 @@ def untouched_copy(gm: GraphModule) -> GraphModule:
 
 def trace_artifact(name: str, payload: Callable[[], dict[str, Any]]) -> None:
     """An artifact for TORCH_TRACE and tlparse; free when nobody listens."""
-    torch._logging.trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "json"},
-                                    payload_fn=lambda: json.dumps(payload()))
+    from torch._logging import trace_structured  # type: ignore[attr-defined]
+
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "json"},
+                     payload_fn=lambda: json.dumps(payload()))

@@ -1,7 +1,7 @@
 """What fuse did, and why not: a report per graph, with the user's own file and line for every region and every refusal.
 
-`fuse.explain(fn, *args)` gives the report of a call without compiling anything but fuse's own kernels. The backend writes
-the same report to the logger `fuse` (INFO: one line per graph), to TORCH_TRACE and to counters["fuse"].
+`fuse.explain(fn, *args)` gives the report of a call without compiling anything but fuse's own kernels. The backend
+writes the same report to the logger `fuse` (INFO: one line per graph), to TORCH_TRACE and to counters["fuse"].
 """
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def _region_lines(region: RegionReport) -> list[str]:
 
 def _miss_lines(miss: Miss) -> list[str]:
     detail = f" ({miss.detail})" if miss.detail else ""
-    return [f"  DECLINED  {miss.code}", f"    {'at':<11}{miss.where or '?'}", f"    {'cause':<11}{miss.reason.cause}{detail}",
-            f"    {'hint':<11}{miss.reason.hint}"]
+    rows = [("at", miss.where or "?"), ("cause", miss.reason.cause + detail), ("hint", miss.reason.hint)]
+    return [f"  DECLINED  {miss.code}"] + [f"    {name:<11}{text}" for name, text in rows]
 
 
 def size_text(count: int) -> str:
@@ -155,6 +155,7 @@ def explain(fn: Callable[..., Any], *args: Any, fuse_options: dict[str, Any] | N
         report.graphs.append(fuse_graph(private.untouched_copy(gm), chosen))
         return gm.forward
     before = private.graph_breaks()
-    torch.compile(private.uncompiled(fn), backend=collect)(*args, **kwargs)
+    compiled: Callable[..., Any] = torch.compile(private.uncompiled(fn), backend=collect)
+    compiled(*args, **kwargs)
     report.graph_breaks = [reason for reason, count in private.graph_breaks().items() if count > before.get(reason, 0)]
     return report

@@ -5,8 +5,8 @@
 Kernels then differ only in what they stream: the many spellings of a loss tail become reads of the same few vectors.
 Pure index arithmetic stays in the kernel (it becomes predicates and loop bounds), and so does a lone read.
 `regroup` writes the body of a dot as (everything on the tile) * (what carries the width), so that both gradients of a
-contraction contract one and the same expression; `orient` puts the operands of commutative ops in an order that depends on their roles, not on names, and the carries
-in an order of their own.
+contraction contract one and the same expression. `orient` puts the operands of commutative ops in an order that depends
+on their roles, not on names, and the carries in an order of their own.
 """
 from __future__ import annotations
 
@@ -27,11 +27,15 @@ def hoist(program: Program) -> Program:
     steps: list[Step] = []
     for step in program.steps:
         if isinstance(step, Region):
-            new: list[Define] = []
-            step = _map_bodies(step, lambda body, r=step: _hoist_body(body, r, names, new))
+            step, new = _hoisted(step, names)
             steps += new
         steps.append(step)
     return replace(program, steps=tuple(steps))
+
+
+def _hoisted(region: Region, names: dict[Expr, Expr]) -> tuple[Region, list[Define]]:
+    new: list[Define] = []
+    return _map_bodies(region, lambda body: _hoist_body(body, region, names, new)), new
 
 
 def _map_bodies(region: Region, f: Callable[[Expr], Expr]) -> Region:

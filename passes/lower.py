@@ -42,8 +42,8 @@ class Lowering:
     def run(self) -> Program:
         steps: list[Step] = [self._region(i, g) for i, g in enumerate(self.groups)]
         outside = Resolver(self, None)
-        outputs = tuple(Output(o.buffer, tuple(Term(tuple(map(outside.lower, t.index)), outside.lower(t.value))
-                                               for t in o.terms), o.gradient_of) for o in self.program.outputs)
+        outputs = tuple(replace(o, terms=tuple(Term(tuple(map(outside.lower, t.index)), _scaled(o, outside.lower(t.value)))
+                                               for t in o.terms)) for o in self.program.outputs)
         return replace(self.program, steps=tuple(steps), outputs=outputs, anchors=())
 
     def _region(self, number: int, group: Group) -> Region:
@@ -86,6 +86,17 @@ class Lowering:
                           moment.exponent if lse else 1, n)
             self.moments[group, lower] = carry
             self.carries[group].append(carry)
+
+
+def _scaled(output: Output, value: Expr) -> Expr:
+    """s * x with a common factor s of a gradient: 0 where x is 0, even if s is not finite.
+
+    Zeros of masked rows stay zeros where the mean was over no row at all: s = g / 0 was pulled out of where(mask, s * x, 0).
+    """
+    if output.gradient_of is None or value.op != "mul" or value.args[1].axes or not value.args[0].axes:
+        return value
+    x, s = value.args
+    return where(make("eq", x, const(0, x.dtype)), 0, value) if any(e.op == "div" for e in topological([s])) else value
 
 
 class Resolver:

@@ -166,6 +166,8 @@ def _slab(rest: list[Leaf], groups: list[Group], table: Mapping[Expr, Leaf], sha
     pending = [leaf for leaf in rest if not any(g.member(leaf) for g in groups)]
     if not pending or not shared_sweep or any(leaf.cotangent or not leaf.dot for leaf in pending):
         return False
+    if any(not leaf.all_needs().isdisjoint(pending) for leaf in pending):
+        return False
     for i, group in enumerate(groups):
         members = [_staged(leaf, group, table) if _follows(leaf, groups, i) else None for leaf in pending]
         if all(members):

@@ -143,10 +143,11 @@ def _extent(axes: Iterable[Axis]):
 
 
 def is_dot(node: Expr) -> bool:
-    """A sum of products in which no single factor varies along all axes of the result."""
+    """A sum of products of which two vary along the summed axes, and none along all axes of the result."""
     if node.op != "sum" or node.args[0].op not in ("mul", "neg"):
         return False
-    return not any(set(node.axes) <= set(f.axes) for f in product_of(node.args[0]).factors if set(f.axes) & set(node["axes"]))
+    summed = [f for f in product_of(node.args[0]).factors if set(f.axes) & set(node["axes"])]
+    return len(summed) > 1 and not any(set(node.axes) <= set(f.axes) for f in summed)
 
 
 def _fold(node: Expr) -> Expr:

@@ -17,8 +17,8 @@ from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.kernel import Sweep, stages_of, sweep
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.module import directory, load
-from fuse.codegen.triton.pieces import Piece, pieces
-from fuse.codegen.triton.schedule import candidates
+from fuse.codegen.triton.pieces import KINDS, Piece, pieces
+from fuse.codegen.triton.schedule import candidates, part
 from fuse.codegen.triton.spell import DTYPES, HEADER, SPELLED_BY_TYPE, SPELLINGS, helpers_of
 from fuse.ir.program import Kind, Region
 from fuse.reasons import Miss, Refused
@@ -26,10 +26,27 @@ from fuse.reasons import Miss, Refused
 
 def text_of(region: Region, schedule: Schedule) -> tuple[str, list[tuple[Piece, Sweep]]]:
     """The module's source and, per piece, the kernel in it."""
-    kernels = [(p, sweep(f"sweep{k}", p.program, schedule, stages_of(p.program) if p.slab else ()))
+    kernels = [(p, sweep(f"sweep{k}", p.program, part(schedule, k), stages_of(p.program) if p.slab else ()))
                for k, p in enumerate(pieces(region, schedule.kind, bool(schedule.knob("apart"))))]
     body = "".join(kernel.text for _, kernel in kernels)
     return HEADER + helpers_of(body) + body, kernels
+
+
+CAPABILITIES = Capabilities(
+    ops=frozenset(SPELLINGS) | SPELLED_BY_TYPE, dtypes=frozenset(DTYPES), compute=frozenset({"float32"}),
+    kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE)), shared=True, levels=8)
+
+
+def untold(region: Region) -> Miss | None:
+    """Why no kind of schedule gives a text for the region; None if one does."""
+    miss: Miss | None = None
+    for kind, apart in KINDS:
+        try:
+            text_of(region, Schedule(kind, (("row", 16), ("col", 16), ("deep", 16)), knobs=(("apart", apart),)))
+            return None
+        except Refused as refused:
+            miss = miss or refused.miss
+    return miss
 
 
 @dataclass(frozen=True)
@@ -38,13 +55,13 @@ class Triton:
 
     machine: Machine | None = None
     name: str = "triton"
-    capabilities: Capabilities = Capabilities(
-        ops=frozenset(SPELLINGS) | SPELLED_BY_TYPE, dtypes=frozenset(DTYPES), compute=frozenset({"float32"}),
-        kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE)), shared=True, levels=8)
+    capabilities: Capabilities = CAPABILITIES
 
     def refuses(self, region: Region) -> Miss | None:
         machine = self.machine or machine_here()
-        return machine if isinstance(machine, Miss) else refusal(region, self.capabilities)
+        if isinstance(machine, Miss):
+            return machine
+        return refusal(region, self.capabilities) or untold(region)
 
     def schedules(self, region: Region, hints: Mapping[str, int], options: Any = None) -> Sequence[Schedule]:
         machine = self.machine or machine_here()

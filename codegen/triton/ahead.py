@@ -20,7 +20,7 @@ from fuse.codegen.triton import text_of
 from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.module import directory, load
-from fuse.codegen.triton.spell import HEADER, POINTERS, helpers_of
+from fuse.codegen.triton.spell import POINTERS
 from fuse.ir.expr import reads_of
 from fuse.ir.program import Region
 
@@ -145,5 +145,5 @@ def transposed_dots(ttir: str) -> Iterator[str]:
             loops.pop()
         elif used and "tt.trans" in rest:
             yield line.strip()
-        elif name and ("tt.dot" in rest or used and "tt.reduce" not in rest):
+        elif name and ("tt.dot" in rest or (used and "tt.reduce" not in rest)):
             tainted.add(name)

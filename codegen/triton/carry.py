@@ -66,8 +66,7 @@ class Carries:
         """The operand of a reduction: `rest` beyond the end of the reduced dims."""
         order = self.order(u)
         text = "1.0" if value is None else self.tiles.operand(value, order)
-        mask = " & ".join(fit(self.tiles.range(d).mask, (d,), order) for d in u.over)
-        return f"tl.where({mask}, {text}, {rest})"
+        return f"tl.where({self.mask(u, order)}, {text}, {rest})"
 
     def sizes(self, dims: tuple[str, ...]) -> str:
         return f"[{', '.join(self.tiles.range(d).size for d in dims)}]"
@@ -126,7 +125,7 @@ class Carries:
         add(f"{x}_v = tl.reduce({x}, {axis}, nanmax)" if state.compare == "float32" else f"{x}_v = tl.max({x}, {axis})")
         wide = f"tl.expand_dims({x}_v, {axis})"
         add(f"{x}_hit = ({x} == {wide}) | (({x} != {x}) & ({wide} != {wide}))")
-        add(f"{x}_at = tl.min(tl.where({x}_hit & {fit(self.tiles.range(u.over[0]).mask, u.over, order)}, {at}, 0x7fffffff), {axis})")
+        add(f"{x}_at = tl.min(tl.where({x}_hit & {self.mask(u, order)}, {at}, 0x7fffffff), {axis})")
         add(f"{x}_new = ({x}_v > {c}_v) | (({x}_v != {x}_v) & ({c}_v == {c}_v))")
         add(f"{c} = tl.where({x}_new, {x}_at.to(tl.int64), {c})")
         add(f"{c}_v = tl.where({x}_new, {x}_v, {c}_v)")
@@ -188,18 +187,17 @@ class Carries:
         return self.shared[key]
 
     def weighted(self, u: Update, order: tuple[str, ...]) -> str:
-        """value * weight, 0 beyond the end and, for moments, while nothing finite has been seen."""
+        """value * weight, 0 beyond the end. -inf meets a moment as nan, as it does in eager."""
         c, weight = str(u.relative), self.weight(u)
         dims = within(self.lse_order(c), order)
         text = weight if weight == "1.0" else fit(f"({weight})" if " " in weight else weight, dims, order)
         if u.value is None and not u.moment and u.exponent:
             return text
-        masks = [fit(self.tiles.range(d).mask, (d,), order) for d in u.over]
-        if u.moment or not u.exponent:
-            finite = self.once((c, "finite"), f'{c}_n > float("-inf")')
-            masks.append(fit(finite, self.program.state(c).dims, order))
         value = f" * {self.tiles.operand(u.value, order)}" if u.value is not None else ""
-        return f"tl.where({' & '.join(masks)}, {text}{value}, 0.0)"
+        return f"tl.where({self.mask(u, order)}, {text}{value}, 0.0)"
+
+    def mask(self, u: Update, order: tuple[str, ...]) -> str:
+        return " & ".join(fit(self.tiles.range(d).mask, (d,), order) for d in u.over)
 
     def lse_order(self, c: str) -> tuple[str, ...]:
         return tuple(sorted({*self.program.state(c).dims, "col"}, key=dim_order))
@@ -211,24 +209,41 @@ class Carries:
     # ---- matrix products --------------------------------------------------------------------------------------------
 
     def product(self, u: Update) -> None:
-        """state += value @ wide, the tile of `value` rounded to the element type of `wide` if that is stored."""
-        t, state = self.tiles, self.program.state(u.state)
-        assert u.wide is not None
-        if u.over != ("col",) or state.dims[:1] != ("row",) or len(state.dims) != 2:
-            raise refuse(f"the product {u.state} with dims {', '.join(state.dims)}")
-        order, free = ("row", "col"), state.dims[1]
-        kind = dot_dtype(self.program, u.wide)
+        """state[p, q] += left[p, col] @ right[col, q], the tile of `left` rounded to the type `right` is stored in."""
+        t, dims = self.tiles, self.program.state(u.state).dims
+        left, right = sides(u)
+        if u.over != ("col",) or len(dims) > 2 or (u.relative is not None and left is not u.value):
+            raise refuse(f"the product {u.state} with dims {', '.join(dims)}")
+        if len(dims) < 2:
+            return self.vector_product(u, right)
+        (p, q), order = dims, (dims[0], "col")
+        kind = dot_dtype(self.program, *([left] if left is not None and u.relative is None else []), right)
         if u.relative is not None:
-            text, whole = self.weighted(u, order), True
+            text, whole = self.weighted(u, order), {*self.lse_order(u.relative), *(left.dims if left else ())} == set(order)
+        else:
+            assert left is not None
+            text, whole = f"tl.where({self.mask(u, order)}, {t.operand(left, order)}, 0.0)", set(left.dims) == set(order)
+        if not whole:
+            text = f"tl.broadcast_to({text}, {self.sizes(order)})"
+        text = f"{text}.to({DTYPES[kind]})" if kind != "float32" else text
+        acc = self.rescaled(u) if u.relative is not None else u.state
+        self.loop.add(f"{u.state} = {t.dot_call(text, t.dot_operand(right, ('col', q), kind, [t.range('col')]), acc, kind)}")
+
+    def vector_product(self, u: Update, right: Value) -> None:
+        """A product that leaves a vector (no row axis, or no width): multiplied and summed."""
+        order = self.order(u)
+        if u.relative is not None:
+            left, acc = self.weighted(u, order), self.rescaled(u)
         else:
             assert u.value is not None
-            text, whole = self.masked(u.value, order), set(u.value.dims) == set(order)
-        text = text if whole else f"tl.broadcast_to({text}, {self.sizes(order)})"
-        left = f"{text}.to({DTYPES[kind]})" if kind != "float32" else text
-        right = t.dot_operand(u.wide, ("col", free), kind, [t.range("col")])
-        acc = self.rescaled(u) if u.relative is not None else u.state
-        self.loop.add(f"{u.state} = {t.dot_call(left, right, acc, kind)}")
+            left, acc = self.tiles.operand(u.value, order), u.state
+        tile = f"tl.where({self.mask(u, order)}, {left} * {self.tiles.operand(right, order)}, 0.0)"
+        self.loop.add(f"{u.state} = {acc} + {self.sum(tile, u)}")
 
-    def masked(self, value: Value, order: tuple[str, ...]) -> str:
-        mask = fit(self.tiles.range("col").mask, ("col",), order)
-        return f"tl.where({mask}, {self.tiles.operand(value, order)}, 0.0)"
+
+def sides(u: Update) -> tuple[Value | None, Value]:
+    """(left, right) of a product: the one that has the state's last width axis, if any, is on the right."""
+    assert u.wide is not None
+    last = max((d for v in u.values for d in v.dims if d not in ("row", "col")), key=dim_order, default="")
+    swap = u.relative is None and u.value is not None and last in u.value.dims and last not in u.wide.dims
+    return (u.wide, u.value) if swap and u.value is not None else (u.value, u.wide)

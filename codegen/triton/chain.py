@@ -11,6 +11,7 @@ from fuse.codegen import Schedule
 from fuse.codegen.triton.kernel import Sweep
 from fuse.codegen.triton.launch import Bound, Machine
 from fuse.codegen.triton.pieces import Piece, Post
+from fuse.codegen.triton.schedule import part
 from fuse.codegen.triton.slab import run_slab
 from fuse.codegen.triton.sweep import run_sweep
 from fuse.ir.program import Kind, Region
@@ -47,7 +48,7 @@ class Chain:
         bounds = self.bindings.pop(key, None) or []
         for k, (piece, kernel, function) in enumerate(self.kernels):
             if k == len(bounds):
-                bounds.append(Bound(piece, kernel, self.schedule, self.machine, found, sizes))
+                bounds.append(Bound(piece, kernel, part(self.schedule, k), self.machine, found, sizes))
             bounds[k].attach(found)
             found.update((run_slab if piece.slab else run_sweep)(bounds[k], function))
             bounds[k].release()
@@ -65,13 +66,13 @@ def finished(x: torch.Tensor, post: Post) -> torch.Tensor:
 
 
 def halved(schedule: Schedule) -> Schedule | None:
-    """The schedule with the longer side of its tile halved, or None below 16 x 16."""
-    tile = dict(schedule.tile)
-    side = max(("row", "col"), key=lambda d: tile[d])
-    if tile[side] <= 16:
+    """The schedule with the longer side of its tiles halved, or None below 16 x 16."""
+    extent = lambda side: max(v for n, v in schedule.tile if n.partition(".")[0] == side)  # noqa: E731
+    side = max(("row", "col"), key=extent)
+    if extent(side) <= 16:
         return None
-    tile[side] //= 2
-    return replace(schedule, tile=tuple(tile.items()))
+    tile = tuple((n, v // 2 if n.partition(".")[0] == side and v > 16 else v) for n, v in schedule.tile)
+    return replace(schedule, tile=tile)
 
 
 def dtypes(region: Region) -> list[tuple[str, torch.dtype]]:

@@ -50,8 +50,8 @@ def relative(program: TileProgram, u: Update, parts: Mapping[str, Tensor]) -> Te
     g = finite(m.amax(0))
     extra = parts[u.state].dim() - m.dim()
     widen = lambda x: x[(..., *[None] * extra)]  # noqa: E731
-    rho = torch.exp((m - g) * u.exponent) if u.exponent else (m > float("-inf")).float()
     delta = torch.where(m == float("-inf"), 0.0, m - g)
+    rho = torch.exp(delta * u.exponent)
     total = parts[u.state]
     for j in range(u.moment):
         total = total + comb(u.moment, j) * widen(delta) ** (u.moment - j) * parts[u.lower[j]]

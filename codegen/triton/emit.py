@@ -11,8 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fuse.codegen.roles import refuse
-from fuse.codegen.tile import (Affine, Const, Dot, Final, Load, Param, Point, Position, Reduce, Staged, TileProgram,
-                               Value, operands)
+from fuse.codegen.tile import (
+    Affine,
+    Const,
+    Dot,
+    Final,
+    Load,
+    Param,
+    Point,
+    Position,
+    Reduce,
+    Staged,
+    TileProgram,
+    Value,
+    operands,
+)
 from fuse.codegen.triton.spell import DTYPES, INTEGER_EXTREMA, SPELLINGS, cast, literal, lowest
 
 Order = Sequence[str]

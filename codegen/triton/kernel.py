@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from fuse.codegen import Schedule
 from fuse.codegen.roles import refuse
-from fuse.codegen.tile import Store, TileProgram, Update, Value
-from fuse.codegen.triton.carry import Carries, Part, parts_of
+from fuse.codegen.tile import Dot, Reduce, Store, TileProgram, Update, Value
+from fuse.codegen.triton.carry import Carries, Part, parts_of, sides
 from fuse.codegen.triton.emit import Block, Range, Tiles, dot_dtype, fit
 from fuse.codegen.triton.spell import DTYPES
 
@@ -30,12 +30,15 @@ class Stage:
 def stages_of(program: TileProgram) -> tuple[Stage, ...]:
     """One slab per left factor and element type; a sum without a right factor reads any slab of its value."""
     table: dict[tuple[Value, str], list[str]] = {}
-    updates = sorted(program.levels[0].updates, key=lambda u: u.wide is None)
-    for u in updates:
-        assert u.value is not None
-        at_hand = next((k for k in table if k[0] == u.value), None) if u.wide is None else None
-        dtype = dot_dtype(program, u.wide) if u.wide is not None else "float32"
-        table.setdefault(at_hand or (u.value, dtype), []).append(u.state)
+    for u in sorted(program.levels[0].updates, key=lambda u: u.wide is None):
+        if u.wide is None:
+            assert u.value is not None
+            key = next((k for k in table if k[0] == u.value), (u.value, "float32"))
+        else:
+            left, right = sides(u)
+            assert left is not None
+            key = (left, dot_dtype(program, right))
+        table.setdefault(key, []).append(u.state)
     return tuple(Stage(f"slab{k}", value, dtype, tuple(states)) for k, ((value, dtype), states) in enumerate(table.items()))
 
 
@@ -99,7 +102,7 @@ class _Sweep:
         t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue)
         t.ranges["col"] = Range("col", "col", "col_ok", "C", self.loop)
         self.chunked = self.chunk()
-        self.carries = Carries(t, program, self.loop, bool(schedule.knob("lazy")))
+        self.carries = Carries(t, program, self.loop, lazy=not has_tile_dot(program))
         self.parts: list[Part] = []
         self.after = Block(1)
 
@@ -182,8 +185,8 @@ class _Sweep:
 
     def result(self, name: str, stages: tuple[Stage, ...]) -> Sweep:
         t = self.tiles
-        stages_of = self.schedule.knob("pipeline")
-        walk = f"tl.range(begin, end, C, num_stages={stages_of})" if stages_of else "range(begin, end, C)"
+        loads_only = not has_tile_dot(self.program)      # such a loop is pipelined only if it is told to
+        walk = f"tl.range(begin, end, C, num_stages={self.schedule.knob('stages', 1)})" if loads_only else "range(begin, end, C)"
         body = [*t.prologue.lines, f"    for column in {walk}:", *self.loop.lines, *self.after.lines]
         constants = [f"{c}: tl.constexpr" for c in t.arguments.constants]
         head = wrapped([*t.arguments.table, *constants])
@@ -205,7 +208,6 @@ def wrapped(names: Sequence[str], width: int = 116) -> str:
 
 def contracted_dims(program: TileProgram) -> frozenset[str]:
     """Free dims that some inner dot or reduction sums over."""
-    from fuse.codegen.tile import Dot, Reduce
     over = [s.k if isinstance(s, Dot) else s.over for s in program.statements() if isinstance(s, (Dot, Reduce))]
     return frozenset(d for dims in over for d in dims)
 
@@ -214,3 +216,18 @@ def has_tile_dot(program: TileProgram) -> bool:
     """Does some dot or matrix product run in the column loop?"""
     inner = any("col" in d.out.dims for d in program.dots)
     return inner or any(u.wide is not None for level in program.levels for u in level.updates)
+
+
+def rank(program: TileProgram) -> int:
+    """The most dimensions that a tile of the program has."""
+    found = [2]
+    for s in program.statements():
+        found.append(len(s.out.dims))
+        if isinstance(s, Reduce):
+            found.append(len(s.x.dims))
+        elif isinstance(s, Dot) and (len(s.k), len(s.m), len(s.n)) != (1, 1, 1):
+            found.append(len({*s.a.dims, *s.b.dims}))
+    for u in (u for level in program.levels for u in level.updates):
+        dims = {*program.state(u.state).dims, *u.over}
+        found.append(len(dims) if u.wide is None else 2)
+    return max(found)

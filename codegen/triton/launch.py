@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fuse.codegen import Schedule
 from fuse.codegen.launch import layout
-from fuse.codegen.triton.kernel import Sweep
+from fuse.codegen.triton.kernel import Sweep, has_tile_dot
 from fuse.codegen.triton.pieces import Piece
 
 Env = Mapping[str, Tensor]
@@ -55,6 +55,7 @@ class Bound:
         self.params = tuple(p.evaluate(sizes) for p in program.params)
         self.inputs = {slot.name: env[slot.source] for slot in program.inputs}
         self.layouts = {s.number: layout(s, self.inputs[s.buffer].stride(), sizes) for s in program.loads}
+        self.least = 16 if has_tile_dot(program) or program.dots else 1
         self.rows, self.cols = self.dim("row"), self.dim("col")
         self.batch = prod(self.extent[a] for a in program.batch)
         self.device = next(iter(self.inputs.values())).device
@@ -81,7 +82,7 @@ class Bound:
     def tile(self, dim: str) -> int:
         """Tile extents: the schedule's, made no larger than the dim needs (dots want 16)."""
         wanted = self.schedule.extent(dim if dim in ("row", "col") else "deep")
-        return min(wanted, power_of_two(self.dim(dim), self.schedule.knob("least", 16)))
+        return min(wanted, power_of_two(self.dim(dim), self.least))
 
     def constant(self, what: tuple, window: Window) -> Any:
         match what:
@@ -90,7 +91,7 @@ class Bound:
             case ("whole", dim):
                 if self.dim(dim) > WIDEST:
                     raise RuntimeError(f"an axis of {self.dim(dim)} elements does not fit a tile of this schedule")
-                return power_of_two(self.dim(dim), self.schedule.knob("least", 16))
+                return power_of_two(self.dim(dim), self.least)
             case ("even", "row"):
                 return (window.rows[1] - window.rows[0]) % self.tile("row") == 0
             case ("even", "col"):

@@ -15,11 +15,13 @@ from fuse.codegen.lower import _weighted as weighted
 from fuse.codegen.lower import lower
 from fuse.codegen.roles import refuse, roles
 from fuse.codegen.tile import Affine, Load, TileProgram, Update
+from fuse.codegen.triton.carry import sides
 from fuse.ir.expr import Axis, Buffer, Expr, make, rewrite, topological
 from fuse.ir.program import Carry, Emit, Kind, Region
 from fuse.reasons import Refused
 
 RECOMPUTE, COLUMN_SLAB = "recompute", "column slab"
+KINDS = ((RECOMPUTE, False), (RECOMPUTE, True), (COLUMN_SLAB, False))      # (kind, apart): every way to cut a region
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class _Level:
         grid, over = set(self.region.grid), set(carry.over)
         if not over & grid:
             return carry, None
-        first = tuple(a for a in carry.over if a not in grid) if over - grid else tuple(a for a in carry.over if a.name not in batch)
+        later = {a for a in carry.over if a in grid and (over - grid or a.name in batch)}
+        first = tuple(a for a in carry.over if a not in later)
         rest = tuple(a for a in carry.over if a not in first)
         if not first or not rest:
             return carry, None
@@ -144,7 +147,10 @@ def check_slab(program: TileProgram, u: Update) -> None:
         if set(program.state(u.state).dims) - {"row", "col"}:
             raise refuse("a wide sum that is no matrix product")
         return
-    source = program.source_of(u.wide)
+    left, right = sides(u)
+    source = program.source_of(right)
+    if left is None or set(left.dims) - {"row", "col"}:
+        raise refuse("a product of two wide factors")
     if not isinstance(source, Load) or not all(isinstance(i, Affine) for i in source.index):
         raise refuse("the right factor of a product is computed")
 

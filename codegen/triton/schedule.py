@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.tile import TileProgram
 from fuse.codegen.triton.emit import dot_dtype
-from fuse.codegen.triton.kernel import contracted_dims, has_tile_dot
-from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE, Piece, pieces
+from fuse.codegen.triton.kernel import contracted_dims, has_tile_dot, rank
+from fuse.codegen.triton.pieces import KINDS, Piece, pieces
 from fuse.ir.program import Region
 from fuse.reasons import Refused
 
@@ -59,8 +59,10 @@ FULL: dict[int, tuple[Config, ...]] = {
     0: (Config(128, 64, 16, 8, 2), Config(64, 64, 16, 4, 2)),
     256: (Config(32, 32, 16, 8, 2), Config(16, 32, 16, 8, 2)),
 }
-NO_DOT = (Config(8, 128, 0, 4, 3), Config(1, 256, 0, 4, 3))
-KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "precision", "pipeline", "lazy")
+# Without dots: bound by memory. Tiles of three dimensions (a width, or a contraction that is no dot) have to be small.
+NO_DOT = {2: (Config(8, 128, 0, 4, 3), Config(1, 256, 0, 4, 3)), 3: (Config(1, 64, 0, 4, 3), Config(1, 16, 0, 4, 2))}
+CUBE = (Config(16, 16, 16, 4, 2),)
+KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision")
 
 
 def candidates(region: Region, hints: Mapping[str, int], arch: str, options: Any) -> Sequence[Schedule]:
@@ -80,17 +82,40 @@ class Plan:
     width: int
 
     def schedules(self, hints: Mapping[str, int], arch: str, forced: Mapping[str, Any]) -> Iterator[Schedule]:
+        """The n-th schedule has the n-th best configuration of every piece."""
         chunk = CHUNK if self.width > ON_CHIP else 0
-        deepest = max((p.program.extent(d).evaluate(hints) for p in self.parts for d in contracted_dims(p.program)), default=0)
-        dots, narrow = any(has_tile_dot(p.program) for p in self.parts), all(half(p.program) for p in self.parts)
-        whole = narrow and deepest <= WHOLE and arch.startswith("sm")
-        for c in configs(self.parts, chunk or self.width, arch):
-            tile = {"row": c.row, "col": c.col, "deep": 0 if whole else c.deep}
-            knobs = {"warps": c.warps, "stages": c.stages, "group": c.group, "chunk": chunk, "apart": int(self.apart),
-                     "precision": precision(arch), "pipeline": 0 if dots else c.stages, "lazy": 0 if dots else 1, "least": 16 if dots else 1}
-            for name, value in forced.items():
-                (knobs if name in KNOBS else tile)[name] = value
-            yield Schedule(self.kind, nonzero(tile), "grid", nonzero(knobs))
+        choices = [configs(p, min(chunk or ON_CHIP, accumulated(p, hints)), hints, arch) for p in self.parts]
+        for n in range(max(map(len, choices))):
+            tile: dict[str, int] = {}
+            knobs: dict[str, int | str] = {"chunk": chunk, "apart": int(self.apart), "precision": precision(arch)}
+            for k, found in enumerate(choices):
+                c = found[min(n, len(found) - 1)]
+                tile |= own({"row": c.row, "col": c.col, "deep": c.deep}, tile, k)
+                knobs |= own({"warps": c.warps, "stages": c.stages, "group": c.group}, knobs, k)
+            yield Schedule(self.kind, nonzero(force(tile, forced)), "grid", nonzero(force(knobs, forced)))
+
+
+def own(values: Mapping[str, Any], base: Mapping[str, Any], piece: int) -> dict[str, Any]:
+    """The entries that piece number `piece` adds: under their plain names if it is the first, else with its number."""
+    return dict(values) if not piece else {f"{n}.{piece}": v for n, v in values.items() if base.get(n) != v}
+
+
+def part(schedule: Schedule, piece: int) -> Schedule:
+    """`schedule` as piece number `piece` sees it."""
+    def seen(entries: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+        table = {n: v for n, v in entries if "." not in n}
+        return tuple((table | {n.partition(".")[0]: v for n, v in entries if n.endswith(f".{piece}")}).items())
+    return replace(schedule, tile=seen(schedule.tile), knobs=seen(schedule.knobs))
+
+
+def force(table: Mapping[str, Any], forced: Mapping[str, Any]) -> dict[str, Any]:
+    """`table` with the user's own values for every piece."""
+    mine = {n: v for n, v in forced.items() if (n in KNOBS) == ("warps" in table)}
+    return {n: v for n, v in table.items() if n.partition(".")[0] not in mine} | mine
+
+
+def nonzero(table: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((k, v) for k, v in table.items() if v or "." in k)
 
 
 def precision(arch: str) -> str:
@@ -98,14 +123,10 @@ def precision(arch: str) -> str:
     return "tf32" if arch.startswith("sm") and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
-def nonzero(table: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((k, v) for k, v in table.items() if v)
-
-
 def plans(region: Region, hints: Mapping[str, int]) -> list[Plan]:
     """Everything on chip if it fits, each accumulator in its own kernel if only that fits, else a slab; the rest after."""
     found = []
-    for kind, apart in ((RECOMPUTE, False), (RECOMPUTE, True), (COLUMN_SLAB, False)):
+    for kind, apart in KINDS:
         try:
             parts = pieces(region, kind, apart)
         except Refused:
@@ -115,23 +136,30 @@ def plans(region: Region, hints: Mapping[str, int]) -> list[Plan]:
 
 
 def accumulated(piece: Piece, hints: Mapping[str, int]) -> int:
-    """Elements per row that the piece's carries keep in registers beside row scalars."""
+    """Elements per row (of 64, if no row axis is left) that the piece's carries keep in registers beside row scalars."""
     if piece.slab:
         return 0
     total = 0
     for state in piece.program.states:
         widths = [piece.program.extent(d).evaluate(hints) for d in state.dims if d not in ("row", "col")]
-        total += prod(widths) if widths else 0
+        total += 0 if not widths else prod(widths) if "row" in state.dims else -(-prod(widths) // 64)
     return total
 
 
-def configs(parts: Sequence[Piece], width: int, arch: str) -> Sequence[Config]:
-    programs = [p.program for p in parts]
-    if not any(map(has_tile_dot, programs)):
-        return NO_DOT
-    table = HALF.get(arch, HALF["sm80"]) if all(map(half, programs)) else FULL
+def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Sequence[Config]:
+    """The rows of the tables for a piece that accumulates `width` elements per row."""
+    program = piece.program
+    if not has_tile_dot(program):
+        return NO_DOT[rank(program)]
+    if rank(program) > 2:
+        return CUBE
+    table = HALF.get(arch, HALF["sm80"]) if half(program) else FULL
     found = table[min(w for w in table if w >= width or w == max(table))]
-    return found[1:] if not width and max(map(tile_dots, programs)) > 1 else found
+    if not width and tile_dots(program) > 1:
+        found = found[1:]
+    deepest = max((program.extent(d).evaluate(hints) for d in contracted_dims(program)), default=0)
+    whole = half(program) and deepest <= WHOLE and arch.startswith("sm")
+    return [replace(c, deep=0) for c in found] if whole else found
 
 
 def tile_dots(program: TileProgram) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fuse.codegen.launch import Layout
 from fuse.codegen.tile import Load, Update
+from fuse.codegen.triton.carry import sides
 from fuse.codegen.triton.gemm import accumulate, multiply
 from fuse.codegen.triton.launch import Bound, Window
 
@@ -65,7 +66,7 @@ class Sum:
     def right(self) -> Tensor:
         """The stored right factor as [batch, summed, width], a view where its strides allow it."""
         bound, program = self.bound, self.bound.program
-        source = program.source_of(self.update.wide)
+        source = program.source_of(sides(self.update)[1])
         assert isinstance(source, Load)
         tensor, at = bound.inputs[source.buffer], bound.layouts[source.number]
         summed = program.dims["row" if self.over_rows else "col"]

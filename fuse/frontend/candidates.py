@@ -10,15 +10,16 @@ and not a recompile.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx
 
 from fuse.frontend.context import mutated_arguments
-from fuse.frontend.shadow import Shadow, Value, example, where
+from fuse.frontend.shadow import Shadow, Value, called, example, where
 from fuse.frontend.symbols import numel_hint, symbol_hints
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import product_of
@@ -26,7 +27,6 @@ from fuse.frontend.views import source
 from fuse.reasons import Miss, Refused
 
 AMPLIFICATION = 2        # an anchor's result against its smaller operand; the anchors' results against what leaves
-MANY = 16                # more users than this are not looked at one by one if they are too large together
 NARROWEST, WIDEST = 0.25, 2.1     # how far a value's size may be from its anchor's to belong to the closure
 
 
@@ -83,18 +83,30 @@ def find_candidates(graph: fx.Graph, min_virtual_bytes: int) -> tuple[list[Candi
     anchors: list[fx.Node] = []
     for node in large:
         try:
+            if _bytes(node) < min_virtual_bytes:
+                raise Refused(_too_small(node, min_virtual_bytes))
             anchors += [node] if _is_anchor(shadow, node) else []
         except Refused as refused:
             misses.append(refused.miss)
     hints = symbol_hints(t for n in graph.nodes for t in tensors_of(example(n)))
-    for group in _merged([(a, _closure(shadow, a)) for a in anchors]):
+    groups, refusals = _groups([(a, _closure(shadow, a)) for a in anchors])
+    misses += refusals
+    for group in groups:
         try:
-            found.append(_candidate(shadow, group, hints, min_virtual_bytes))
+            found.append(_candidate(shadow, group, hints))
         except Refused as refused:
             # A product that only outgrows the smaller of two operands is an everyday layer: nothing to report.
-            if refused.miss.code not in ("EXITS_TOO_BIG", "ESCAPES") or any(_outgrows_all(a) for a in group[0]):
+            if refused.miss.code != "ESCAPES" or any(_outgrows_all(a) for a in group.anchors):
                 misses.append(refused.miss)
     return found, misses
+
+
+def _bytes(node: fx.Node) -> int:
+    return (elements(node) or 0) * int(example(node).element_size())
+
+
+def _too_small(node: fx.Node, floor: int) -> Miss:
+    return Miss("TOO_SMALL", where(node), lambda: f"{node.name} holds {_bytes(node)} bytes, the limit is {floor}")
 
 
 # ---- anchors ----------------------------------------------------------------------------------------------------
@@ -102,12 +114,6 @@ def find_candidates(graph: fx.Graph, min_virtual_bytes: int) -> tuple[list[Candi
 # Functions of torch that may be contractions; whether one is, its ATen view decides.
 CONTRACTS = frozenset({"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum", "addmm", "baddbmm", "mv",
                        "tensordot", "inner", "outer", "ger", "dot"})
-
-
-def _called(node: fx.Node) -> str:
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.split("::")[-1]
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _floats(node: fx.Node) -> list[fx.Node]:
@@ -120,7 +126,7 @@ def _may_amplify(node: fx.Node) -> bool:
 
     Parameters are not counted beside other operands: they are stored whatever happens.
     """
-    if node.op not in ("call_function", "call_method") or _called(node) not in CONTRACTS:
+    if node.op not in ("call_function", "call_method") or called(node) not in CONTRACTS:
         return False
     result = example(node)
     if not isinstance(result, torch.Tensor) or not (result.is_floating_point() or result.is_complex()):
@@ -181,7 +187,7 @@ def consumers(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def asks_for_shape(user: fx.Node) -> bool:
-    name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+    name = called(user)
     return name in ("size", "dim", "numel", "stride", "sym_size") or \
         name == "getattr" and len(user.args) > 1 and user.args[1] in ("shape", "ndim", "dtype", "device")
 
@@ -247,46 +253,70 @@ def _flat(value: Any) -> Iterator[Value]:
             yield from _flat(v)
 
 
-def _merged(closures: list[tuple[fx.Node, set[fx.Node]]]) -> list[tuple[list[fx.Node], set[fx.Node]]]:
-    """Closures that overlap, or whose values meet in one user, are one."""
-    groups: list[tuple[list[fx.Node], set[fx.Node]]] = []
-    beside = lambda nodes: {u for n in nodes for u in consumers(n) if u.op != "output"} - nodes  # noqa: E731
-    for anchor, nodes in closures:
-        anchors, union = [anchor], set(nodes)
+@dataclass(frozen=True)
+class _Group:
+    anchors: list[fx.Node]
+    virtual: set[fx.Node]
+
+    @cached_property
+    def users(self) -> set[fx.Node]:
+        """What reads a virtual value without being one."""
+        return {u for n in self.virtual for u in consumers(n) if u.op != "output"} - self.virtual
+
+    def joined(self, other: _Group) -> _Group:
+        return _Group(other.anchors + self.anchors, self.virtual | other.virtual)
+
+
+def _groups(closures: list[tuple[fx.Node, set[fx.Node]]]) -> tuple[list[_Group], list[Miss]]:
+    """Closures that share a value are one; then those whose values meet in one user, if each is worth it alone."""
+    groups = _join([_Group([a], nodes) for a, nodes in closures], lambda a, b: bool(a.virtual & b.virtual))
+    anchors = {a for g in groups for a in g.anchors}
+    inside = {n for g in groups for n in g.virtual} - anchors
+    kept: list[_Group] = []
+    misses: list[Miss] = []
+    for g in groups:
+        leaving, total = _total(g.users - inside), _total(g.anchors)
+        if AMPLIFICATION * leaving <= total:
+            kept.append(g)
+        elif any(map(_outgrows_all, g.anchors)):
+            misses.append(_exits_too_big(g, leaving, total))
+    return _join(kept, lambda a, b: bool((a.users & (b.users | b.virtual) | a.virtual & b.users) - anchors)), misses
+
+
+def _join(groups: list[_Group], related: Callable[[_Group, _Group], bool]) -> list[_Group]:
+    found: list[_Group] = []
+    for new in groups:
         rest = []
-        for group in groups:
-            if group[1] & union or beside(group[1]) & beside(union):
-                anchors, union = group[0] + anchors, union | group[1]
+        for group in found:
+            if related(group, new):
+                new = new.joined(group)
             else:
                 rest.append(group)
-        groups = [*rest, (anchors, union)]
-    return groups
+        found = [*rest, new]
+    return found
+
+
+def _total(nodes: Iterable[fx.Node]) -> int:
+    return sum(elements(n) or 0 for n in nodes)
+
+
+def _exits_too_big(group: _Group, leaving: int, total: int) -> Miss:
+    anchor = group.anchors[0]
+    return Miss("EXITS_TOO_BIG", where(anchor), lambda: f"{leaving} elements leave the {total} of {anchor.name}")
 
 
 # ---- exits ------------------------------------------------------------------------------------------------------
 
-def _candidate(shadow: Shadow, group: tuple[list[fx.Node], set[fx.Node]], hints: dict[str, int], floor: int) -> Candidate:
+def _candidate(shadow: Shadow, group: _Group, hints: dict[str, int]) -> Candidate:
     position = shadow.position
-    anchors = tuple(sorted(group[0], key=position.__getitem__))
-    virtual = tuple(sorted(group[1], key=position.__getitem__))
-    place = where(anchors[0])
-    size = sum((elements(n) or 0) * example(n).element_size() for n in anchors)
-    if size < floor:
-        raise Refused(Miss("TOO_SMALL", place, lambda: f"{anchors[0].name} holds {size} bytes, the limit is {floor}"))
+    anchors = tuple(sorted(group.anchors, key=position.__getitem__))
+    virtual = tuple(sorted(group.virtual, key=position.__getitem__))
     for node in virtual:
         if shadow.context[node].functorch:
             raise Refused(Miss("FUNCTORCH", where(node), node.name))
     dependent = _dependents(virtual)
-    exits = _exits(shadow, anchors, group[1], dependent)
-    leaving = sum(elements(n) or 0 for n in exits)
-    numel = sum(elements(n) or 0 for n in anchors)
-    if AMPLIFICATION * leaving > numel:
-        raise Refused(Miss("EXITS_TOO_BIG", place, lambda: f"{leaving} elements leave {numel}: {_names(exits)}"))
-    return Candidate(anchors, virtual, exits, dependent, shadow, hints, place)
-
-
-def _names(nodes: tuple[fx.Node, ...]) -> str:
-    return ", ".join(n.name for n in nodes[:4])
+    exits = _exits(shadow, group, dependent)
+    return Candidate(anchors, virtual, exits, dependent, shadow, hints, where(anchors[0]))
 
 
 def _dependents(virtual: tuple[fx.Node, ...]) -> frozenset[fx.Node]:
@@ -299,33 +329,23 @@ def _dependents(virtual: tuple[fx.Node, ...]) -> frozenset[fx.Node]:
     return frozenset(found)
 
 
-def _exits(shadow: Shadow, anchors: tuple[fx.Node, ...], virtual: set[fx.Node],
-           dependent: frozenset[fx.Node]) -> tuple[fx.Node, ...]:
+def _exits(shadow: Shadow, group: _Group, dependent: frozenset[fx.Node]) -> tuple[fx.Node, ...]:
     """Small values computed from virtual ones that something outside reads. Refused where a large one leaves."""
-    first: list[fx.Node] = []
-    for node in virtual:
-        for user in consumers(node):
-            if user.op == "output":
-                raise Refused(Miss("ESCAPES", where(node), node.name))
-            if user not in virtual and user not in first:
-                first.append(user)
-    if len(first) > MANY and AMPLIFICATION * sum(elements(n) or 0 for n in first) > sum(elements(a) or 0 for a in anchors):
-        raise Refused(Miss("EXITS_TOO_BIG", where(anchors[0]), lambda: f"{len(first)} values leave {_names(anchors)}"))
-    inner = _inner(virtual, dependent)
+    for node in group.virtual:
+        if any(user.op == "output" for user in node.users):
+            raise Refused(Miss("ESCAPES", where(node), node.name))
+    inner = _inner(group.virtual, dependent)
     found: list[fx.Node] = []
-    for node in first:
-        _check_exit(shadow, node, virtual)
-        if isinstance(example(node), torch.Tensor):
-            found.append(node)
-        else:
-            found += [u for u in node.users if any(True for _ in u.users)]
-    kept = {n for n in found if n not in inner and (any(True for _ in n.users) or n.op == "output")}
+    for node in group.users:
+        _check_exit(shadow, node, group.virtual)
+        found += [node] if isinstance(example(node), torch.Tensor) else list(node.users)
+    kept = {n for n in found if n not in inner and len(n.users) > 0}
     return tuple(sorted(kept, key=shadow.position.__getitem__))
 
 
 def _check_exit(shadow: Shadow, node: fx.Node, virtual: set[fx.Node]) -> None:
     """A user of a virtual value that is not large itself must be made of ops that have a rule."""
-    name = getattr(node.target, "__name__", node.target)
+    name = called(node) or str(node.target)
     stack = list(_flat(shadow.value(node)))
     if not stack:
         raise Refused(Miss("OTHER_USER", where(node), lambda: f"{node.name} = {name}(...)"))

@@ -169,17 +169,19 @@ class Pull:
 
     def _amplifies(self, v: Value) -> bool:
         """A pointwise value made from much smaller ones (a mask, one-hot labels): never worth storing."""
-        total, stack, seen = 0, [v], {v}
+        whole, total, stack, seen = self.numel(v.shape), 0, [v], {v}
         while stack:
             for s in stack.pop().sources():
-                if s in seen:
+                if s in seen or self.is_free(s):
                     continue
                 seen.add(s)
-                if s.op is not None and kind_of(s) in ("pointwise", "view") and len(seen) < 32:
+                if 2 * self.numel(s.shape) > whole or not s.stored:
+                    if kind_of(s) not in ("pointwise", "view"):
+                        return False
                     stack.append(s)
-                elif not self.is_free(s):
+                else:
                     total += self.numel(s.shape)
-        return 2 * total <= self.numel(v.shape) and total > 0
+        return 0 < 2 * total <= whole
 
     def numel(self, shape: tuple[Size, ...]) -> int:
         hints = self.candidate.hints
@@ -189,6 +191,8 @@ class Pull:
     def is_free(self, v: Value) -> bool:
         """Does v depend on no tensor's elements?"""
         if v not in self.free:
+            if v.stored and v.node in self.candidate.shadow.data:
+                return False
             self.free[v] = v.op in FREE and v.op not in ("full_like",) and not any(s for s in _fills(v)) or (
                 v.op is not None and kind_of(v) in ("view", "pointwise", "shaped") and v.node not in self.candidate.dependent
                 and any(True for _ in v.sources()) and all(map(self.is_free, v.sources())))

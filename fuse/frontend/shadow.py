@@ -8,8 +8,9 @@ traced stays an opaque value. In-place ops are values: a later use of the mutate
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,24 +22,50 @@ from fuse.ir.size import Size
 from fuse.private import trace_node
 
 
-@dataclass(eq=False)
 class Value:
     """One ATen result. `op` is the overload packet's name without a trailing underscore, None for an opaque value.
 
     `args` are by schema name: values, numbers, extents (Size), symbolic floats, lists of these. `stored` says that the
-    value is the result of its Dynamo node, so that it can be read from there.
+    value is the result of its Dynamo node, so that it can be read from there. The result of a Dynamo node is traced when
+    somebody asks for its op: what a region only reads costs nothing.
     """
 
-    op: str | None
-    args: dict[str, Any]
-    dtype: str
-    shape: tuple[Size, ...]
-    node: fx.Node
-    stored: bool = False
-    output: int = 0
-    grad: bool = True
-    opaque: str = ""           # why it is opaque: a code of fuse.reasons
-    overload: str = ""
+    def __init__(self, op: str | None, args: dict[str, Any], dtype: str, shape: tuple[Size, ...], node: fx.Node, *,
+                 stored: bool = False, output: int = 0, grad: bool = True, opaque: str = "", overload: str = "",
+                 resolve: Callable[[], Value] | None = None):
+        self._op, self._args, self._output, self._opaque, self._overload = op, args, output, opaque, overload
+        self.dtype, self.shape, self.node, self.stored, self.grad = dtype, shape, node, stored, grad
+        self._resolve = resolve
+
+    def _known(self) -> Value:
+        if self._resolve is not None:
+            resolve, self._resolve = self._resolve, None
+            found = resolve()
+            self._op, self._args, self._output = found.op, found.args, found.output
+            self._opaque, self._overload = found.opaque, found.overload
+        return self
+
+    @property
+    def op(self) -> str | None:
+        return self._known()._op
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return self._known()._args
+
+    @property
+    def output(self) -> int:
+        """Which of several results of the op this is."""
+        return self._known()._output
+
+    @property
+    def opaque(self) -> str:
+        """Why the value is opaque: a code of fuse.reasons, or nothing for an input."""
+        return self._known()._opaque
+
+    @property
+    def overload(self) -> str:
+        return self._known()._overload
 
     @property
     def where(self) -> str | None:
@@ -69,6 +96,13 @@ def where(node: fx.Node) -> str | None:
         if "/torch/" not in path or "site-packages" not in path:
             return f"{path}:{rest.split('line ')[1].split(',')[0]}" if "line " in rest else path
     return None
+
+
+def called(node: fx.Node) -> str:
+    """The name of what a node calls."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target._schema.name.split("::")[-1])
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def example(node: fx.Node) -> Any:
@@ -126,8 +160,24 @@ class Shadow:
 
     def value(self, node: fx.Node) -> Any:
         if node not in self.memo:
-            self.memo[node] = self._value(node)
+            tensor = example(node)
+            self.memo[node] = self._value(node) if not isinstance(tensor, torch.Tensor) else Value(
+                None, {}, str(tensor.dtype)[6:], shape_of(tensor), node, stored=True, grad=self.context[node].grad,
+                resolve=lambda: self._value(node))
         return self.memo[node]
+
+    @cached_property
+    def data(self) -> frozenset[fx.Node]:
+        """The nodes that depend on the elements of some input."""
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            if node.op in ("placeholder", "get_attr"):
+                known = isinstance(example(node), torch.Tensor)
+            else:
+                known = called(node) not in SHAPE_ONLY and any(a in found for a in node.all_input_nodes)
+            if known:
+                found.add(node)
+        return frozenset(found)
 
     def value_at(self, node: fx.Node, position: int) -> Any:
         """The value that a use of `node` at this position in the graph sees."""
@@ -138,7 +188,7 @@ class Shadow:
         if not hits:
             return self.value(node)
         _, mutation, target = hits[-1]
-        self.value(mutation)
+        self._written(mutation)
         new = self.written.get((mutation, target))
         if new is None or new.op is None:
             return self._opaque(node, tensor, "MUTATION")
@@ -148,6 +198,12 @@ class Shadow:
             return Value("view", {"self": new, "size": list(shape_of(tensor))}, new.dtype, shape_of(tensor), node,
                          grad=new.grad)
         return self._opaque(node, tensor, "MUTATION")
+
+    def _written(self, mutation: fx.Node) -> None:
+        """Makes the values that a node leaves in its mutated arguments."""
+        found = self.value(mutation)
+        if isinstance(found, Value):
+            found._known()
 
     def mutated_between(self, node: fx.Node, first: int, last: int) -> bool:
         """Does something change the node's memory at a position after `first` and up to `last`?"""
@@ -216,8 +272,8 @@ class Shadow:
         fill = lambda x: slots[x.index] if isinstance(x, _Slot) else x  # noqa: E731
         for record in template.records:
             args = {k: _map(v, fill) for k, v in record.args.items()}
-            slots.append(Value(record.op, args, record.dtype, record.shape, node, False, record.output, grad,
-                               record.opaque, record.overload))
+            slots.append(Value(record.op, args, record.dtype, record.shape, node, output=record.output, grad=grad,
+                               opaque=record.opaque, overload=record.overload))
         for index, slot in template.writes.items():
             self.written[node, tensors[index]] = slots[slot.index]
 
@@ -450,4 +506,5 @@ class _Recorder:
 
 
 POSITIONAL = {"slice": ("start", "end"), "select": ("index",), "narrow": ("start",)}
+SHAPE_ONLY = ("zeros_like", "ones_like", "new_zeros", "new_ones", "size", "dim", "numel")
 CHAIN = ("slice", "select", "alias", "detach")

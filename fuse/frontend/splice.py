@@ -32,8 +32,9 @@ class Place:
     dead: tuple[Node, ...]
 
 
-def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str, *, moved: dict[Node, Node] | None = None,
-           takes: Sequence[str] | None = None, gives: Sequence[str] | None = None) -> Node | Miss:
+def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str, *,
+           moved: dict[Node, Node] | None = None, takes: Sequence[str] | None = None,
+           gives: Sequence[str] | None = None) -> Node | Miss:
     """The call, or a Miss with the graph as it was.
 
     `moved` maps exits of regions spliced before to what took their place, and is added to: one region may read what
@@ -49,7 +50,8 @@ def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str
     recorded = [example(e) for e in exits]
     grad = any(r.requires_grad for r in recorded)
     with graph.inserting_before(place.before):
-        operands = [_cast(graph, node, dtype, origin) for node, dtype in zip(inputs, takes or _dtypes(inputs), strict=True)]
+        operands = [_cast(graph, node, dtype, origin)
+                    for node, dtype in zip(inputs, takes or _dtypes(inputs), strict=True)]
         call = graph.call_function(torch.ops.fuse.forward.default, (operands, key))
         made = [_converted(like, dtype) for like, dtype in zip(recorded, gives or _dtypes(exits), strict=True)]
         call.meta.update(origin, example_value=made)
@@ -142,7 +144,7 @@ def between(inputs: Iterable[Node], exits: Iterable[Node]) -> set[Node]:
 def removable(graph: Graph, members: set[Node], exits: Sequence[Node]) -> set[Node]:
     """The members nobody needs once the exits come from elsewhere.
 
-    A node that writes in place goes only if nothing that stays, and no exit that is read, shares the memory it writes to.
+    A node that writes in place goes only if nothing that stays, and no exit that is read, shares the memory it writes.
     """
     leaving, own = set(exits), storages(members)
     dead = {m for m in members if not _has_effect(m)}
@@ -179,10 +181,9 @@ def mutated(node: Node) -> list[Node]:
 def _body_writes(node: Node) -> bool:
     """Does a higher-order op write to what it is given? Without a body to look into: assume so."""
     owner = node.graph.owning_module
-    bodies = [getattr(owner, str(a.target), None) for a in node.all_input_nodes if a.op == "get_attr"]
-    bodies = [b for b in bodies if isinstance(b, torch.fx.GraphModule)]
-    return not bodies or any(
-        storages(mutated(n)) & storages(b.graph.find_nodes(op="placeholder")) for b in bodies for n in b.graph.nodes)
+    found = [getattr(owner, str(a.target), None) for a in node.all_input_nodes if a.op == "get_attr"]
+    graphs = [b.graph for b in found if isinstance(b, torch.fx.GraphModule)]
+    return not graphs or any(storages(mutated(n)) & storages(g.find_nodes(op="placeholder")) for g in graphs for n in g.nodes)
 
 
 def _flat(value: Any) -> list[Any]:

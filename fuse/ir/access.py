@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,8 @@ from fuse.ir.align import align, aligner, expand
 from fuse.ir.expr import Axis, Expr
 from fuse.ir.index import Affine, affine
 from fuse.ir.ops import union
-from fuse.ir.program import Output
+from fuse.ir.program import Output, Term
+from fuse.ir.size import Size
 
 if TYPE_CHECKING:
     from fuse.ir.evaluate import Code, Evaluator
@@ -122,15 +124,42 @@ def read_code(node: Expr) -> Code:
     return run
 
 
-def _plain(index: tuple[Expr, ...], value: Expr, shape: list[int], ev: Evaluator) -> Tensor | None:
-    """The value itself, if the index walks through the whole output once."""
-    forms = [affine(i) for i in index]
-    axes = tuple(f.single for f in forms if f is not None and f.single is not None and f.offset == 0)
-    if len(axes) != len(shape) or len(set(axes)) != len(axes) or not set(value.axes) <= set(axes):
+Box = tuple[tuple[Axis | None, Size], ...]
+
+
+@lru_cache(maxsize=4096)
+def box(index: tuple[Expr, ...], shape: tuple[Size, ...]) -> Box | None:
+    """(axis, offset) of every dimension, if the index walks once through a box that provably lies inside `shape`.
+
+    No axis: the dimension is addressed at the offset alone.
+    """
+    found: list[tuple[Axis | None, Size]] = []
+    for at, extent in zip(index, shape, strict=True):
+        form = affine(at)
+        if form is None or (form.terms and form.single is None):
+            return None
+        reach = form.single.extent if form.single is not None else Size.of(1)
+        if not form.offset.nonnegative() or not (extent - form.offset - reach).nonnegative():
+            return None
+        found.append((form.single, form.offset))
+    axes = [axis for axis, _ in found if axis is not None]
+    return tuple(found) if len(set(axes)) == len(axes) else None
+
+
+def _boxed(term: Term, shape: tuple[Size, ...], ev: Evaluator) -> Tensor | None:
+    """The term alone, zero elsewhere, if its index walks through a box: plain torch operations on any kind of tensor."""
+    found = box(term.index, shape)
+    axes = tuple(axis for axis, _ in found if axis is not None) if found is not None else ()
+    if found is None or not set(term.value.axes) <= set(axes):
         return None
-    if [ev.count(a) for a in axes] != shape:
-        return None
-    return expand(ev.value(value), value.axes, axes, shape)
+    x = expand(ev.value(term.value), term.value.axes, axes, [ev.count(a) for a in axes])
+    around: list[int] = []
+    for dim, ((axis, offset), extent) in enumerate(zip(found, shape, strict=True)):
+        if axis is None:
+            x = x.unsqueeze(dim)
+        after = extent - offset - (Size.of(1) if axis is None else axis.extent)
+        around[:0] = [ev.extent(offset), ev.extent(after)]    # torch's pad takes the last dimension first
+    return torch.nn.functional.pad(x, around) if any(type(n) is not int or n for n in around) else x
 
 
 def assemble(output: Output, ev: Evaluator) -> Tensor:
@@ -139,9 +168,9 @@ def assemble(output: Output, ev: Evaluator) -> Tensor:
     wide = {torch.bfloat16: torch.float32, torch.float16: torch.float32}.get(dtype, dtype)
     out: Tensor | None = None
     for term in output.terms:
-        whole = _plain(term.index, term.value, shape, ev)
-        if whole is not None:
-            out = whole.to(wide) if out is None else out + whole
+        alone = _boxed(term, output.buffer.shape, ev)
+        if alone is not None:
+            out = alone.to(wide) if out is None else out + alone
             continue
         out = torch.zeros(shape, dtype=wide, device=ev.device) if out is None else out.clone()
         axes = union((*term.index, term.value))

@@ -69,8 +69,10 @@ class Evaluator:
         return self.dtypes[name]
 
     def extent(self, extent: Size) -> int:
+        """Not forced to an int: while a graph is traced the sizes are SymInts and have to stay so."""
         constant = extent.constant
-        return int(extent.evaluate(self.sizes)) if constant is None else constant
+        value: int = extent.evaluate(self.sizes) if constant is None else constant
+        return value
 
     def span(self, axis: Axis) -> tuple[int, int]:
         """The positions of `axis` that values have here."""
@@ -106,14 +108,19 @@ class Evaluator:
         for node, code in schedule(root):
             if node not in self.memo:
                 self.memo[node] = found = code(self)
-                if node.op not in STORED and found.numel() > self.own_peak:
-                    self.own_peak = found.numel()
+                if node.op not in STORED:
+                    self._grow(found)
         return self.memo[root]
+
+    def _grow(self, value: Tensor) -> None:
+        count = value.numel()
+        if isinstance(count, int) and count > self.own_peak:    # comparing SymInts would leave a guard
+            self.own_peak = count
 
     def partial(self, x: Expr, axes: tuple[Axis, ...]) -> Tensor:
         """The sum of `x` over the windowed part of `axes`; dimensions are the other axes of `x`, in its order."""
         out = contraction(x, tuple(a for a in axes if a in x.axes))(self)
-        self.own_peak = max(self.own_peak, out.numel())
+        self._grow(out)
         for axis in axes:
             if axis not in x.axes:
                 out = out * self.count(axis)

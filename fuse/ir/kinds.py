@@ -1,4 +1,4 @@
-"""What a person would call a region. A label for reports and for options={"require": ...}; the compiler never looks at it.
+"""What a person would call a region: a label for reports and for the option `require`. The compiler never looks at it.
 
     attention                  a SUM relative to an LSE that brings in an axis of its own: sum_j softmax(s)_ij v_je
     softmax-over-vocabulary    an LSE without that: cross-entropy and its many relatives

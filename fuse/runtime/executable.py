@@ -1,7 +1,7 @@
-"""An Executable runs a plan: it binds sizes, launches kernels, assembles outputs, and computes only what is asked for.
+"""An Executable runs a plan: it binds sizes, launches kernels, assembles outputs, and computes what is asked for.
 
-What is asked for is a mask, `needs`: which inputs want a gradient. A frozen head computes no dW, and where nothing wants
-a gradient nothing is kept for a backward.
+What is asked for is a mask, `needs`: which inputs want a gradient. A frozen head computes no dW, and where nothing
+wants a gradient nothing is kept for a backward.
 """
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fuse.ir.access import box
 from fuse.ir.align import expand
 from fuse.ir.evaluate import Evaluator, evaluate_output
 from fuse.ir.expr import Buffer, Expr, topological
+from fuse.ir.index import affine
 from fuse.ir.program import Define, Output, Program, Region, Step
 from fuse.log import fail, miss_of
 from fuse.passes import Plan, restrict
@@ -29,7 +31,7 @@ Build = Callable[[Region], Kernel | Miss]
 
 @dataclass(frozen=True)
 class Part:
-    """A program that is run as a whole: buffers in the order of `inputs` -> the outputs, then the stored buffers `kept`."""
+    """A program that is run as a whole: buffers ordered as `inputs` -> the outputs, then the stored buffers `kept`."""
 
     program: Program
     kept: tuple[Buffer, ...] = ()
@@ -55,7 +57,8 @@ class Part:
 
     def fake(self, like: Tensor, sizes: Sizes) -> list[Tensor]:
         """Uninitialised tensors shaped and typed as the results; `like` gives the device, sizes may be symbolic."""
-        return [like.new_empty([s.evaluate(sizes) for s in b.shape], dtype=getattr(torch, b.dtype)) for b in self.results]
+        return [like.new_empty([s.evaluate(sizes) for s in b.shape], dtype=getattr(torch, b.dtype))
+                for b in self.results]
 
 
 class Executable:
@@ -89,41 +92,48 @@ class Executable:
 
     def inference(self) -> Part:
         """The forward alone: nothing is kept."""
-        return self._part("inference", (), lambda: Part(restrict(self.plan.forward, [b.name for b in self.outputs])))
+        names = [b.name for b in self.outputs]
+        return self._require("inference", (), lambda: Part(restrict(self.plan.forward, names)))
 
     def training(self, needs: Needs) -> Part:
         """The forward, keeping what the backward of `needs` reads of it."""
-        return self._part("training", needs, lambda: self._training(needs))
+        return self._require("training", needs, lambda: self._training(needs))
 
-    def streamed(self, needs: Needs) -> Part | None:
-        """The gradients that walk a stream, or None if there are none."""
-        return self._part("streamed", needs, lambda: self._gradients(needs, streamed=True))
+    def opaque(self, needs: Needs) -> Part | None:
+        """The gradients that are computed inside the op: those that walk a stream, or scatter."""
+        return self._part("opaque", needs, lambda: self._gradients(needs, opened=False))
 
-    def plain(self, needs: Needs) -> Part | None:
-        """The gradients that are expressions of what the forward left and the cotangents: the slab schedule's.
+    def opened(self, needs: Needs) -> Part | None:
+        """The gradients that are plain expressions of what the forward left and of the cotangents: the slab schedule's.
 
-        They are traced through instead of being called, so that Inductor scales what the forward left in place where
-        autograd lets it; nothing is ever scaled twice.
+        They are traced through instead, so that Inductor scales what the forward left in place where autograd lets it;
+        nothing is ever scaled twice.
         """
-        return self._part("plain", needs, lambda: self._gradients(needs, streamed=False))
+        return self._part("opened", needs, lambda: self._gradients(needs, opened=True))
 
-    def _part(self, kind: str, needs: Needs, make: Callable[[], Part | None]) -> Any:
+    def _part(self, kind: str, needs: Needs, make: Callable[[], Part | None]) -> Part | None:
         key = (kind, needs)
         if key not in self._parts:
             self._parts[key] = make()
         return self._parts[key]
 
+    def _require(self, kind: str, needs: Needs, make: Callable[[], Part]) -> Part:
+        part = self._part(kind, needs, make)
+        assert part is not None
+        return part
+
     def _training(self, needs: Needs) -> Part:
-        parts = [p for p in (self.streamed(needs), self.plain(needs)) if p is not None]
+        parts = [p for p in (self.opaque(needs), self.opened(needs)) if p is not None]
         wanted = {b.name: b for p in parts for b in p.inputs if b.name in self.plan.saved}
         kept = tuple(wanted[n] for n in self.plan.saved if n in wanted)
         return Part(restrict(self.plan.forward, [b.name for b in self.outputs], [b.name for b in kept]), kept)
 
-    def _gradients(self, needs: Needs, streamed: bool) -> Part | None:
+    def _gradients(self, needs: Needs, opened: bool) -> Part | None:
         backward = self.plan.backward
-        names = [o.buffer.name for o in self.gradients(needs)
-                 if backward is not None and bool(restrict(backward, [o.buffer.name]).regions) is streamed]
-        return Part(restrict(backward, names)) if backward is not None and names else None
+        if backward is None:
+            return None
+        names = [o.buffer.name for o in self.gradients(needs) if is_plain(restrict(backward, [o.buffer.name])) is opened]
+        return Part(restrict(backward, names)) if names else None
 
     # ---- running -------------------------------------------------------------------------------------------------
 
@@ -173,7 +183,10 @@ class Executable:
         from fuse.ir.reference import run_region
 
         kernel = self.kernels[region] if region in self.kernels else self._keep(region, self.build(region))
-        if kernel is not None and (getattr(kernel, "deterministic", True) or not torch.are_deterministic_algorithms_enabled()):
+        if kernel is not None and torch.are_deterministic_algorithms_enabled() \
+                and not getattr(kernel, "deterministic", True):
+            kernel = None
+        if kernel is not None:
             try:
                 return kernel(env, sizes)
             except torch.OutOfMemoryError:
@@ -182,6 +195,13 @@ class Executable:
                 fail(miss_of(error, self.where, "LAUNCH_FAILED"), self.strict, "", error)
                 self.kernels[region] = None
         return run_region(region, env, sizes)
+
+
+def is_plain(program: Program) -> bool:
+    """Is it nothing but slices, pads and arithmetic, which any tracer can follow?"""
+    placed = (box(t.index, o.buffer.shape) for o in program.outputs for t in o.terms)
+    indices = (i for e in topological(program.roots()) if e.op == "read" for i in e.args)
+    return not program.regions and None not in placed and all(affine(i) is not None for i in indices)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 Stamp          does nothing. Its uuid enters the keys of AOTAutograd's and Inductor's caches, which see neither the
                backward of a library op nor fuse's own source and would otherwise reuse a gradient from before a change.
-SoftmaxGuard   softmax(x) -> -(-softmax(x)), bit for bit the same, wherever a contraction may read it. Before torch 2.15
-               Inductor rewrites softmax(q k) v to scaled_dot_product_attention without looking at the axis of the softmax
-               or at what a mask fills in (pytorch#196468, #195320); no config switches that off alone, but its patterns do
-               not see through the double negation. Used where fuse refused something and left it to Inductor.
+SoftmaxGuard   softmax(x) -> -(-softmax(x)), bit for bit the same, wherever a contraction may read it. Before torch
+               2.15 Inductor rewrites softmax(q k) v to scaled_dot_product_attention without looking at the axis of the
+               softmax or at what a mask fills in (pytorch#196468, #195320). No config switches that off alone, but its
+               patterns do not see through the double negation. Used where fuse refused something and left it to Inductor.
 """
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ def _negate_twice(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         once = graph.call_function(aten.neg.default, (node,))
     with graph.inserting_after(once):
         twice = graph.call_function(aten.neg.default, (once,))
+    kept = ("val", "tensor_meta", "stack_trace", "partitioner_tag")
     for new in (once, twice):
-        new.meta.update({k: v for k, v in node.meta.items() if k in ("val", "tensor_meta", "stack_trace", "partitioner_tag")})
+        new.meta.update({k: v for k, v in node.meta.items() if k in kept})
     node.replace_all_uses_with(twice, delete_user_cb=lambda user: user is not once)
 
 

@@ -2,7 +2,7 @@
 
     fuse::forward(inputs, key)                 the outputs; differentiable
     fuse::forward_saving(inputs, needs, key)   the outputs, then what the backward of `needs` will read
-    fuse::backward(buffers, sizes, needs, key) the gradients that walk a stream
+    fuse::backward(buffers, sizes, needs, key) the gradients that walk a stream, or scatter
 
 Lists of tensors and one key instead of an op per region: nothing is registered while compiling, and AOTAutograd's cache
 sees the key, a hash of the program and of the options. All three are pure, so saved tensors are ordinary tensors: a
@@ -23,7 +23,7 @@ KEPT_AFTER_RESET = 256
 _executables: dict[str, Executable] = {}
 _lock = threading.Lock()
 
-_library = torch.library.Library("fuse", "DEF")
+_library: Any = torch.library.Library("fuse", "DEF")  # type: ignore[no-untyped-call]
 # Kernels read strides at launch, so Inductor is free to choose the layout of what it passes in.
 for _schema in ("forward(Tensor[] inputs, str key) -> Tensor[]",
                 "forward_saving(Tensor[] inputs, bool[] needs, str key) -> Tensor[]",
@@ -45,9 +45,9 @@ def lookup(key: str) -> Executable:
     found = _executables.get(key)
     if found is None:
         raise RuntimeError(
-            f"fuse: a compiled graph asks for the executable {key}, which this process has not built. Executables are made "
-            'when torch.compile runs backend="fuse"; a graph that was loaded without it (a saved package, an exported '
-            "program) has to be compiled in this process")
+            f"fuse: a compiled graph asks for the executable {key}, which this process has not built. Executables are "
+            'made when torch.compile runs backend="fuse"; a graph that was loaded without it (a saved package, an '
+            "exported program) has to be compiled in this process")
     return found
 
 
@@ -77,15 +77,15 @@ def _run(executable: Executable, part: Part, inputs: list[Tensor]) -> list[Tenso
 
 def _backward(buffers: list[Tensor], sizes: list[int], needs: list[bool], key: str) -> list[Tensor]:
     executable = lookup(key)
-    part = _streamed(executable, tuple(needs))
+    part = _opaque(executable, tuple(needs))
     env = {b.name: t for b, t in zip(part.inputs, buffers, strict=True)}
     with without_autocast():
         return executable.run(part, env, dict(zip(executable.symbols, sizes, strict=True)))
 
 
-def _streamed(executable: Executable, needs: Needs) -> Part:
-    part = executable.streamed(needs)
-    assert part is not None, "fuse::backward is only called for gradients that walk a stream"
+def _opaque(executable: Executable, needs: Needs) -> Part:
+    part = executable.opaque(needs)
+    assert part is not None, "fuse::backward is only called where it has gradients to compute"
     return part
 
 
@@ -106,12 +106,12 @@ def _fake_forward_saving(inputs: list[Tensor], needs: list[bool], key: str) -> l
 
 def _fake_backward(buffers: list[Tensor], sizes: list[int], needs: list[bool], key: str) -> list[Tensor]:
     executable = lookup(key)
-    return _streamed(executable, tuple(needs)).fake(_on(buffers), dict(zip(executable.symbols, sizes, strict=True)))
+    return _opaque(executable, tuple(needs)).fake(_on(buffers), dict(zip(executable.symbols, sizes, strict=True)))
 
 
 # ---- autograd ---------------------------------------------------------------------------------------------------
 
-class _Streamed(torch.autograd.Function):
+class _Differentiable(torch.autograd.Function):
     """`needs` is known here and nowhere below: autograd says which inputs want a gradient."""
 
     @staticmethod
@@ -125,7 +125,7 @@ class _Streamed(torch.autograd.Function):
         with below_autograd():
             results = torch.ops.fuse.forward_saving(inputs, needs, key)
         outputs = results[:len(executable.outputs)]
-        read = {b.name for p in (executable.streamed(needs), executable.plain(needs)) if p for b in p.inputs}
+        read = {b.name for p in (executable.opaque(needs), executable.opened(needs)) if p for b in p.inputs}
         saved = {b.name: t for b, t in zip(executable.inputs, inputs, strict=True) if b.name in read}
         saved |= {b.name: t for b, t in zip(part.kept, results[len(outputs):], strict=True)}
         ctx.save_for_backward(*saved.values())
@@ -142,7 +142,8 @@ class _Streamed(torch.autograd.Function):
         with torch.no_grad():
             gradients = _gradients(ctx, cotangents)
         if torch.is_grad_enabled():
-            gradients = tuple(None if g is None else _Once.apply(g.detach().requires_grad_()) for g in gradients)
+            mark: Any = _Once.apply
+            gradients = tuple(None if g is None else mark(g.detach().requires_grad_()) for g in gradients)
         return (None, *gradients)
 
 
@@ -160,7 +161,7 @@ class _Once(torch.autograd.Function):
 
 
 def _gradients(ctx: Any, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """One per input. Those that walk a stream come from the op, the others from expressions anyone may fuse further."""
+    """One per input: from the op, or traced as expressions that anyone may fuse further."""
     executable, needs = ctx.executable, ctx.needs
     env = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
     present = next((c for c in cotangents if c is not None), None)
@@ -170,11 +171,11 @@ def _gradients(ctx: Any, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor 
         env[f"ct.{buffer.name}"] = present.new_zeros(shape, dtype=getattr(torch, buffer.dtype)) \
             if given is None else given
     found: dict[str | None, Tensor] = {}
-    if (part := executable.streamed(needs)) is not None:
+    if (part := executable.opaque(needs)) is not None:
         gradients = torch.ops.fuse.backward([env[b.name] for b in part.inputs],
                                             [ctx.sizes[s] for s in executable.symbols], needs, ctx.key)
         found |= {o.gradient_of: g for o, g in zip(part.program.outputs, gradients, strict=True)}
-    if (part := executable.plain(needs)) is not None:
+    if (part := executable.opened(needs)) is not None:
         with without_autocast():
             gradients = executable.trace(part, {b.name: env[b.name] for b in part.inputs}, ctx.sizes)
         found |= {o.gradient_of: g for o, g in zip(part.program.outputs, gradients, strict=True)}
@@ -183,13 +184,15 @@ def _gradients(ctx: Any, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor 
 
 def _autograd(inputs: list[Tensor], key: str) -> list[Tensor]:
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return list(_Streamed.apply(key, *inputs))
+        return list(_Differentiable.apply(key, *inputs))  # type: ignore[no-untyped-call]
     with below_autograd():
-        return torch.ops.fuse.forward(inputs, key)
+        return list(torch.ops.fuse.forward(inputs, key))
 
 
-for _name, _real, _fake in (("forward", _forward, _fake_forward), ("forward_saving", _forward_saving, _fake_forward_saving),
-                            ("backward", _backward, _fake_backward)):
+_implementations: dict[str, tuple[Any, Any]] = {
+    "forward": (_forward, _fake_forward), "forward_saving": (_forward_saving, _fake_forward_saving),
+    "backward": (_backward, _fake_backward)}
+for _name, (_real, _fake) in _implementations.items():
     _library.impl(_name, _real, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fuse::{_name}", _fake, lib=_library)
 _library.impl("forward", _autograd, "Autograd")

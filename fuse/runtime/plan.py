@@ -4,6 +4,8 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -62,7 +64,7 @@ class Planned:
             bytes_saved=bytes_virtual(self.imported), flops=flops(forward, hints), target=self.target,
             schedules={n: s if isinstance(s, str) else s.kind for n, s in built["schedule"].items() if s is not None},
             sources={n: s for n, s in built["source"].items() if s is not None}, notes=plan.notes,
-            snapshots={n: (lambda p=p: print_program(p)) for n, p in plan.snapshots.items()}, key=self.key)
+            snapshots={n: partial(print_program, p) for n, p in plan.snapshots.items()}, key=self.key)
 
 
 def plan_region(imported: Any, options: Options) -> Planned | Miss:
@@ -95,7 +97,7 @@ def _plan(imported: Any, options: Options) -> Planned:
             return compile_region(region, target, hints, options)
         executable = Executable(program.inputs, plan, build, wrt=wrt, where=imported.where, strict=options.strict)
     needs = tuple(b.name in executable.wrt for b in executable.inputs)
-    for part in (executable.training(needs), executable.streamed(needs)) if wrt else (executable.inference(),):
+    for part in (executable.training(needs), executable.opaque(needs)) if wrt else (executable.inference(),):
         miss = executable.prepare(part)
         if miss is not None:
             raise Refused(miss)
@@ -115,11 +117,9 @@ def target_for(tensors: list[Tensor], options: Options) -> Target:
     if len(devices) > 1:
         raise Refused(Miss("TARGET_LACKS", None, f"the operands live on {' and '.join(sorted(devices))}"))
     name = ("cpu" if devices == {"cpu"} else "triton") if options.target == "auto" else options.target
-    if name == "cpu":
-        from fuse.codegen.cpu import TARGET
-    else:
-        from fuse.codegen.triton import TARGET
-    return TARGET
+    module = import_module(f"fuse.codegen.{name}")
+    target: Target = module.TARGET
+    return target
 
 
 def key_of(program: Program, wrt: tuple[str, ...], target: str, options: Options) -> str:

@@ -1,0 +1,51 @@
+"""Which output terms are boxes, and that boxes are placed where a scatter would place them."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fuse.ir.access import box, evaluate_output
+from fuse.ir.expr import Axis, Buffer, const, iota, make, read
+from fuse.ir.program import Output, Term
+from fuse.ir.size import Size
+
+T, D = Axis("t", Size.of("T") - 1), Axis("d", Size.of(4))
+FULL = (Size.of("T"), Size.of(4))
+ONE = const(1, "int64")
+I = read(Buffer("i", "int64", (Size.of("T") - 1,)), T)
+
+
+@pytest.mark.parametrize("index, shape", [
+    ((iota(T), iota(D)), FULL), ((iota(T) + 1, iota(D)), FULL), ((iota(D), iota(T)), (Size.of(5), Size.of("T"))),
+    ((iota(T), ONE), FULL), ((), ()),
+])
+def test_boxes(index, shape):
+    assert box(index, shape) is not None
+
+
+@pytest.mark.parametrize("index, shape", [
+    ((iota(T) + 2, iota(D)), FULL),                      # one row beyond the end
+    ((iota(T) - 1, iota(D)), FULL),                      # starts before the beginning
+    ((iota(T) * 2, iota(D)), FULL),                      # leaves gaps
+    ((iota(D), iota(D)), (Size.of(4), Size.of(4))),      # a diagonal
+    ((I, iota(D)), FULL),                                # goes by data
+    ((iota(T), const(4, "int64")), FULL),                # a column that is not there
+    ((iota(T), iota(D)), (Size.of("U"), Size.of(4))),    # nobody says that T - 1 <= U
+])
+def test_what_is_not_a_box(index, shape):
+    assert box(index, shape) is None
+
+
+@pytest.mark.parametrize("index", [(iota(T) + 1, iota(D)), (iota(T), iota(D)), (iota(T), ONE), (iota(T) + 2, iota(D))])
+def test_a_box_is_placed_where_a_scatter_would_place_it(index):
+    x = torch.randn(6, 4)
+    value = read(Buffer("x", "float32", (T.extent, D.extent)), T, index[1] if index[1] is ONE else D)
+    scatter = make("mul", value, make("cast", I * 0 + 1, dtype="float32"))
+    sizes, env = {"T": 7}, {"x": x, "i": torch.arange(6)}
+    out = Buffer("out", "float32", FULL)
+    boxed = evaluate_output(Output(out, (Term(index, value),)), env, sizes)
+    through_data = (index[0] + I * 0, index[1])
+    assert box(through_data, FULL) is None
+    torch.testing.assert_close(boxed, evaluate_output(Output(out, (Term(through_data, scatter),)), env, sizes))
+    twice = evaluate_output(Output(out, (Term(index, value), Term(through_data, scatter))), env, sizes)
+    torch.testing.assert_close(twice, boxed * 2)
