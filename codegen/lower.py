@@ -14,11 +14,41 @@ from itertools import count
 from fuse.codegen import Capabilities
 from fuse.codegen.index import affine_index, clamped
 from fuse.codegen.renumber import renumber
-from fuse.codegen.roles import (Roles, Split, check_carry, dim_order, factors, group_by_dims, multiply, refuse, roles,
-                                split_product)
-from fuse.codegen.tile import (Const, Dot, Final, Level, Load, Param, Point, Position, Reduce, Slot, Staged, State,
-                               Statement, Store, TileProgram, Update, Value, operands)
+from fuse.codegen.roles import (
+    Roles,
+    Split,
+    check_carry,
+    dim_order,
+    factors,
+    group_by_dims,
+    multiply,
+    refuse,
+    roles,
+    split_product,
+)
+from fuse.codegen.skip import skips
+from fuse.codegen.tile import (Affine, 
+    Const,
+    Dot,
+    Final,
+    Level,
+    Load,
+    Param,
+    Point,
+    Position,
+    Reduce,
+    Slot,
+    Staged,
+    State,
+    Statement,
+    Store,
+    TileProgram,
+    Update,
+    Value,
+    operands,
+)
 from fuse.ir.expr import Axis, Expr, const, make, topological, where
+from fuse.ir.index import affine
 from fuse.ir.ops import OPS
 from fuse.ir.program import Carry, Kind, Region, carry_part
 from fuse.ir.size import Size, product
@@ -58,7 +88,7 @@ def refusal(region: Region, capabilities: Capabilities, staged: bool = False) ->
             return Miss("UNSUPPORTED_DTYPE", None, f"a value of type {s.out.dtype}")
     for u in (u for level in program.levels for u in level.updates):
         state = program.state(u.state)
-        if u.kind is Kind.LSE and state.dtype not in capabilities.compute or u.wide and state.dtype not in capabilities.compute:
+        if (u.kind is Kind.LSE and state.dtype not in capabilities.compute) or (u.wide and state.dtype not in capabilities.compute):
             return Miss("UNSUPPORTED_DTYPE", None, f"{state.name} is accumulated in {state.dtype}")
     return None
 
@@ -83,6 +113,7 @@ class _Lowering:
         self.names = {c.name: f"c{k}" for k, c in enumerate(region.carries)}
         self.states: list[State] = []
         self.hidden: dict[tuple, str] = {}
+        self.compared: dict[int, Affine] = {}      # comparison of positions -> its left side minus its right side
 
     # ---- values -----------------------------------------------------------------------------------------------------
 
@@ -117,13 +148,21 @@ class _Lowering:
                 return self.final(node)
             case "sum" | "max":
                 return self.reduction(node)
-            case "stop":
+            case "stop" | "bounded":
                 return args[0]
         if not OPS[node.op].pointwise:
             raise refuse(f"{node.op} inside a body", node.origin)
         if node.op == "cast" and node.args[0].dtype == node.dtype:
             return args[0]
-        return self.define(Point(self.new(node.axes, node.dtype), node.op, tuple(args)))
+        out = self.define(Point(self.new(node.axes, node.dtype), node.op, tuple(args)))
+        form = affine(node.args[0] - node.args[1]) if node.op in ("le", "lt") and node.args[0].dtype == "int64" else None
+        if form is not None:
+            for extent in (form.offset, *form.terms.values()):       # a bound on tiles may need them
+                if extent.constant is None:
+                    self.param(extent)
+                    self.param(-extent)
+            self.compared[out.id] = Affine(tuple((self.roles.name[a.name], c) for a, c in form.terms.items()), form.offset)
+        return out
 
     def param(self, extent: Size) -> Value:
         if extent not in self.params:
@@ -294,7 +333,8 @@ class _Lowering:
             body = tuple(s for s in statements if "col" in s.out.dims)
             done |= {s.out.id for s in before}
             kept = tuple(s.out for s in body if s.out.id in stage) if staged and not k else ()
-            levels.append(Level(before, body, tuple(plan.updates), tuple(plan.stores), kept))
+            level = Level(before, body, tuple(plan.updates), tuple(plan.stores), (), kept)
+            levels.append(replace(level, skips=skips(replace(level, before=tuple(statements)), self.compared)))
         r = self.roles
         dims = {"row": r.row, "col": r.col} | {a.name: (a.name,) for a in r.axes if a.name in r.dim.values()}
         return renumber(TileProgram(self.region, r.axes, r.batch, dims, tuple(self.params), (), self.outputs(),

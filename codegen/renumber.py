@@ -31,7 +31,7 @@ class _Numbers:
 
     def level(self, level: Level) -> Level:
         return Level(tuple(self.statement(s) for s in level.before), tuple(self.statement(s) for s in level.body),
-                     tuple(self.update(u) for u in level.updates), tuple(self.store(s) for s in level.stores),
+                     tuple(self.update(u) for u in level.updates), tuple(self.store(s) for s in level.stores), level.skips,
                      tuple(self.value(v) for v in level.stage))
 
     def statement(self, s: Statement) -> Statement:

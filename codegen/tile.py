@@ -249,11 +249,22 @@ class Store:
 
 
 @dataclass(frozen=True)
+class Skip:
+    """The tile adds nothing if the least value of `form` over its positions is >= `bound`."""
+
+    form: Affine
+    bound: int
+
+
+@dataclass(frozen=True)
 class Level:
+    """`skips`: a column tile may be left out if any of them holds (a causal mask); ignoring them is always right."""
+
     before: tuple[Statement, ...]
     body: tuple[Statement, ...]
     updates: tuple[Update, ...]
     stores: tuple[Store, ...]
+    skips: tuple[Skip, ...] = ()
     stage: tuple[Value, ...] = ()     # staged programs: values of `body` that later levels read back as Staged
 
 

@@ -36,15 +36,17 @@ def fuse(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = N
     chosen = Options.parse(options, mode)
     spare: list[GraphModule] = []
     report = fuse_graph(gm, chosen, lambda: spare.append(private.untouched_copy(gm)))
-    publish(report)
     _check_required(report, chosen)
     try:
-        return finish(gm, example_inputs, chosen, edited=bool(spare), guarded=bool(report.misses))
+        compiled = finish(gm, example_inputs, chosen, edited=bool(spare), guarded=bool(report.misses))
     except Exception as error:
         if private.steers_dynamo(error) or not spare:
             raise
-        fail(miss_of(error), chosen.strict, "The whole graph is compiled without fuse.", error)
-        return finish(spare[0], example_inputs, chosen, edited=False, guarded=True)
+        report.give_up(miss_of(error))
+        fail(report.misses[-1], chosen.strict, "The whole graph is compiled without fuse.", error)
+        compiled = finish(spare[0], example_inputs, chosen, edited=False, guarded=True)
+    publish(report)    # at last: Dynamo may have restarted the analysis
+    return compiled
 
 
 def fuse_graph(gm: GraphModule, options: Options, before_edit: Callable[[], None] = lambda: None) -> GraphReport:

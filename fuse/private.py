@@ -1,19 +1,22 @@
-"""The private parts of torch that fuse relies on, all in one place, with the versions each was checked on.
+"""The private parts of torch that fuse relies on, all in one place. Checked on torch 2.13.
 
-    name                                       why                                                      since
-    torch._dynamo.exc                          exceptions that steer Dynamo and must pass through       2.0
-    torch._dynamo.utils.counters               where torch's users look for counts                      2.0
-    OptimizedModule._orig_mod, _torchdynamo_orig_callable    what torch.compile was given               2.1
-    torch._inductor.compile_fx.compile_fx      compiles what fuse did not take                          2.0
-    torch._inductor.list_mode_options          translates torch.compile's mode                          2.0
-    torch._inductor.custom_graph_pass          a pass whose uuid enters the cache keys                  2.6
-    torch._C._AutoDispatchBelowAutograd        calls the op below autograd, as register_autograd does   2.4
-    torch._C._DisableAutocast                  ambient autocast must not reach into fuse's own torch    2.1
-    torch._guards.tracing                      a trace of one node must not meet AOTAutograd's fake mode       2.0
-    torch.fx.experimental.proxy_tensor         make_fx, which also records ops whole (pre_dispatch)         2.2
-    torch._logging.trace_structured            the report in tlparse                                    2.4
-    GraphModule._param_name_to_source,         lost by deepcopy, wanted by AOTAutograd                  2.11
-    Node._dynamo_source
+    torch._dynamo.exc                            exceptions that steer Dynamo and must pass through
+    torch._dynamo.utils.counters                 where torch's users look for counts
+    OptimizedModule._orig_mod,                   what torch.compile was given
+    _torchdynamo_orig_callable
+    torch._inductor.compile_fx.compile_fx        compiles what fuse did not take
+    torch._inductor.list_mode_options            translates torch.compile's mode
+    torch._inductor.custom_graph_pass            a pass whose uuid enters the cache keys
+    torch._inductor.config                       a user's own custom passes, to run beside ours
+    torch._C._AutoDispatchBelowAutograd          calls the op below autograd, as register_autograd does
+    torch._C._DisableAutocast                    ambient autocast must not reach into fuse's own torch operations
+    torch._guards.tracing                        a trace of one node must not meet AOTAutograd's fake mode
+    torch.fx.experimental.proxy_tensor           make_fx, which also records ops whole (pre_dispatch)
+    torch._ops.OpOverload, HigherOrderOperator   what the target of a node is
+    UntypedStorage._cdata                        which tensors share memory
+    torch._logging.trace_structured              the report in tlparse
+    GraphModule._param_name_to_source,           lost by deepcopy, wanted by AOTAutograd
+    _source_to_user_stacks, Node._dynamo_source
 """
 from __future__ import annotations
 
@@ -26,10 +29,22 @@ from typing import Any, cast
 import torch
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._dynamo.utils import counters as torch_counters
+from torch._inductor.custom_graph_pass import CustomGraphPass as _CustomGraphPass
 from torch.fx import GraphModule
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 without_autocast = torch._C._DisableAutocast
+OpOverload = torch._ops.OpOverload
+HigherOrderOperator = torch._ops.HigherOrderOperator
+CustomGraphPass = _CustomGraphPass
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """Identity of the memory behind a tensor, equal for views of each other; -1 for a subclass that has none of its own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return -1
 
 
 def trace_node(function: Callable[..., Any], inputs: Sequence[Any], mode: Any) -> GraphModule:
@@ -66,6 +81,12 @@ def graph_breaks() -> dict[str, int]:
 def uncompiled(fn: Any) -> Any:
     """The function or module behind torch.compile's wrapper."""
     return getattr(fn, "_orig_mod", None) or getattr(fn, "_torchdynamo_orig_callable", None) or fn
+
+
+def inductor_config() -> Any:
+    from torch._inductor import config
+
+    return config
 
 
 def mode_names() -> list[str]:

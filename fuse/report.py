@@ -61,6 +61,11 @@ class GraphReport:
     nodes: int = 0
     planned: int = 0
 
+    def give_up(self, miss: Miss) -> None:
+        """Everything that was fused is undone."""
+        self.misses.extend(Miss(miss.code, region.where, miss.detail) for region in self.regions)
+        self.regions.clear()
+
     def line(self) -> str:
         fused = ", ".join(f"{r.kinds[0]} at {r.where}" for r in self.regions) or "nothing"
         return f"fused {fused}; declined {len(self.misses)}"

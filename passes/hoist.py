@@ -118,13 +118,13 @@ def orient(program: Program) -> Program:
             a, b = node.args
             return rebuild(node, (b, a)) if key(b) < key(a) else None
         region = _map_bodies(region, lambda body: rewrite([body], rule)[0])
-        return replace(region, carries=tuple(sorted(region.carries, key=lambda c: _carry_key(c, key))))
+        return replace(region, carries=tuple(sorted(region.carries, key=lambda c: _carry_key(c, region, key))))
     return replace(program, steps=tuple(one(s) if isinstance(s, Region) else s for s in program.steps))
 
 
-def _carry_key(c: Carry, key: _Structure) -> tuple:
-    """Statistics before gradients, an LSE before what is relative to it."""
-    return c.level, c.kind is not Kind.LSE, len(c.axes), key(c.body), c.exponent, c.moment
+def _carry_key(c: Carry, region: Region, key: _Structure) -> tuple:
+    """Statistics before gradients, an LSE before what is relative to it, sums along the stream before those over the grid."""
+    return c.level, c.kind is not Kind.LSE, set(c.over) != set(region.streams), len(c.axes), key(c.body), c.exponent, c.moment
 
 
 class _Structure:
@@ -140,7 +140,9 @@ class _Structure:
         for node in topological([root], self.memo):
             if node not in self.memo:
                 roles = tuple(sorted({self.role(a) for a in node.axes}))
-                text = f"{node.op} {roles} {node.dtype} {self._attrs(node)}" + "".join(self.memo[a][-1] for a in node.args)
+                # Where in a buffer a row lies (x[n] or x[n, 0]) is a matter of strides, not of structure.
+                args = [a for a in node.args if a.axes] if node.op == "read" else node.args
+                text = f"{node.op} {roles} {node.dtype} {self._attrs(node)}" + "".join(self.memo[a][-1] for a in args)
                 self.memo[node] = (roles, node.op, hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
         return self.memo[root]
 

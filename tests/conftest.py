@@ -13,6 +13,10 @@ import pytest
 SCRATCH = "PYTEST_SCRATCH_OF_FUSE"  # made by the first process, inherited by the workers
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write what is generated into tests/golden")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Runs before any test module, and so before torch is imported and reads these variables."""
     scratch = os.environ.get(SCRATCH)

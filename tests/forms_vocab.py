@@ -56,9 +56,9 @@ def arguments(form: Form, seed: int = 0, shape: tuple[int, int, int, int] = (B, 
         "q": lambda: torch.softmax(torch.randn(b * t, v), -1), "E": lambda: torch.randn(v, 4), "A": lambda: leaf(2, d),
         "Bm": lambda: leaf(v, 2), "prior": lambda: torch.randn(v), "scale": lambda: torch.tensor(1.7).requires_grad_(),
         "count": lambda: torch.tensor(float(b * t)), "rows": lambda: torch.randint(0, b * t, (19,)),
-        "multi": lambda: (torch.rand(b, t, v) > 0.95).float(), "first": lambda: torch.arange(b * t) % v,
-        "W1": lambda: leaf(40, d), "W2": lambda: leaf(d, 40), "kept_rows": lambda: torch.randint(0, v, (b, t)),
-        "labels_t": lambda: torch.randint(0, t, (b, 17)), "queries": lambda: leaf(b, 40, d), "keys": lambda: leaf(b, 40, d), "M": lambda: torch.randn(v, v),
+        "multi": lambda: (torch.rand(b, t, v) > 0.95).float(),         "W1": lambda: leaf(40, d), "W2": lambda: leaf(d, 40),
+        "labels_t": lambda: torch.randint(0, t, (b, 17)), "queries": lambda: leaf(b, 40, d),
+        "keys": lambda: leaf(b, 40, d), "M": lambda: torch.randn(v, v),
         "P": lambda: torch.nn.Parameter(torch.randn(d, d)),
     }
     return [make[p]() for p in inspect.signature(form.function).parameters]
@@ -116,6 +116,16 @@ def divided_logits(h, W, y):
 @form()
 def learned_scale(h, W, y, scale):
     return F.cross_entropy((F.linear(h, W) * scale.exp()).reshape(-1, W.shape[0]), y.reshape(-1))
+
+
+class Config:
+    cap = 25.0
+
+
+@form()
+def scale_of_a_config(h, W, y):
+    logits = torch.tanh(F.linear(h, W) / Config.cap) * (2 * Config.cap) * h.shape[-1] ** -0.5
+    return F.cross_entropy(logits.view(-1, W.shape[0]), y.view(-1))
 
 
 @form()
@@ -599,7 +609,7 @@ def top_k_sampling(h, W, y):
     return logits.topk(5, dim=-1).values.mean() + F.cross_entropy(logits.view(-1, W.shape[0]), y.view(-1))
 
 
-@form(regions=0, misses=("OTHER_USER",))
+@form(regions=0, misses=("EXITS_TOO_BIG",))
 def nucleus(h, W, y):
     ordered, _ = torch.sort(F.linear(h, W), descending=True)
     return (ordered.softmax(-1).cumsum(-1) < 0.9).sum(-1).float().mean()

@@ -1,6 +1,8 @@
 """The backend as a user meets it: gradients, modes of autograd, failures, options."""
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -12,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fuse import backend
 from fuse.log import FuseWarning
+from fuse.reasons import Miss
 from tests import stand_in
 
 N, V, D = 37, 101, 16
@@ -240,8 +243,8 @@ def test_a_graph_that_inductor_refuses_is_compiled_untouched(kernels, monkeypatc
         return stand_in.quick(gm, inputs)
     monkeypatch.setattr(backend, "finish", picky)
     with pytest.warns(FuseWarning, match="cannot lower.*without fuse"):
-        check(step, data(), strict=False)
-    assert not kernels.launched
+        check(step, data(), strict=False, fused=0)
+    assert not kernels.launched and counters["fuse"]["declined"] == 1
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="cannot lower"):
         compiled()(*data())
@@ -256,7 +259,7 @@ def test_dynamos_control_flow_passes_through(kernels, monkeypatch):
     monkeypatch.setattr(backend, "finish", skip)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FuseWarning)
-        check(step, data(), strict=False)
+        check(step, data(), strict=False, fused=0)
     assert calls == [1] and not kernels.launched    # the frame ran as it stands
 
 
@@ -265,8 +268,6 @@ def test_a_kernel_that_fails_is_replaced_by_plain_torch(kernels):
     with pytest.warns(FuseWarning, match="LAUNCH_FAILED.*on fire") as seen:
         check(step, data(), strict=False, schedule="slab")
     assert len(seen) == 1
-    torch._dynamo.reset()
-    fuse_keys()
 
 
 def test_a_kernel_that_fails_under_strict_raises(kernels):
@@ -283,6 +284,64 @@ def test_a_front_end_that_fails_leaves_the_graph_alone(kernels, monkeypatch):
     monkeypatch.setattr(fuse.frontend, "find", broken)
     with pytest.warns(FuseWarning, match="INTERNAL.*lost"):
         check(step, data(), fused=0, strict=False)
+
+
+def refuse(monkeypatch, code):
+    import fuse.runtime.plan
+
+    monkeypatch.setattr(fuse.runtime.plan, "compile_region", lambda *_: Miss(code, "there.py:1"))
+
+
+def test_a_refusal_of_the_target_is_no_failure(kernels, monkeypatch):
+    refuse(monkeypatch, "TARGET_LACKS")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FuseWarning)
+        check(step, data(), fused=0)    # strict does not mind either
+    assert counters["fuse"]["declined"] == 1
+
+
+def test_a_build_that_fails_is_one(kernels, monkeypatch):
+    refuse(monkeypatch, "BUILD_FAILED")
+    with pytest.warns(FuseWarning, match="BUILD_FAILED at there.py:1"):
+        check(step, data(), fused=0, strict=False)
+
+
+def test_without_a_compiler_the_region_runs_in_plain_torch(kernels, monkeypatch):
+    refuse(monkeypatch, "NO_COMPILER")
+    with pytest.warns(FuseWarning, match="NO_COMPILER"):
+        check(step, data(), strict=False)
+
+
+def test_a_kernel_that_is_not_deterministic_steps_aside(kernels, monkeypatch):
+    import fuse.runtime.plan
+
+    def compile_region(region, *_):
+        kernel = kernels.compile_region(region)
+        kernel.deterministic = False
+        return kernel
+    monkeypatch.setattr(fuse.runtime.plan, "compile_region", compile_region)
+    torch.use_deterministic_algorithms(True)
+    try:
+        check(step, data())
+        assert not kernels.launched
+    finally:
+        torch.use_deterministic_algorithms(False)
+    check(step, data())
+    assert kernels.launched
+
+
+def test_reset_keeps_what_a_pending_backward_needs(kernels, monkeypatch):
+    from fuse.runtime import ops
+
+    h, W, y = data()
+    pending = compiled()(h, W, y)
+    torch._dynamo.reset()
+    pending.backward()
+    monkeypatch.setattr(ops, "KEPT_AFTER_RESET", 1)
+    compiled(schedule="recompute")(h, W, y)
+    assert len(fuse_keys()) == 2
+    torch._dynamo.reset()
+    assert len(fuse_keys()) == 1
 
 
 def test_nothing_is_copied_where_nothing_is_found(kernels, monkeypatch):
@@ -327,3 +386,15 @@ def test_a_graph_from_elsewhere_says_what_is_missing():
 
     with pytest.raises(RuntimeError, match="has not built"):
         torch.ops.fuse.forward([torch.ones(2)], "0123")
+
+
+@pytest.mark.slow
+def test_a_graph_in_which_nothing_amplifies_loads_neither_passes_nor_targets():
+    script = """
+import sys, torch
+torch.compile(lambda x: (x @ x).relu().sum(), backend="fuse")(torch.randn(4, 4))
+loaded = [m for m in sys.modules if m.startswith(("fuse.passes", "fuse.codegen", "fuse.runtime.ops", "fuse.runtime.plan"))]
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", f"import fuse\n{script}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -169,3 +169,7 @@ def test_the_library_op_keeps_torchs_rules():
     tensors = [next(t for t in (h, W, y) if list(t.shape) == [s.constant for s in b.shape]) for b in order.values()]
     torch.library.opcheck(torch.ops.fuse.forward.default, (tensors, key), test_utils=(
         "test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static"))
+    needs = tuple(t.requires_grad for t in tensors)
+    detached = [t.detach() for t in tensors]
+    torch.library.opcheck(torch.ops.fuse.forward_saving.default, (detached, needs, key),
+                          test_utils=("test_schema", "test_faketensor"))

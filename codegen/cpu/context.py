@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.spell import CTYPE, EXPENSIVE
+from fuse.ir.size import Size
 from fuse.codegen.tile import Affine, Dot, Final, Load, Point, Reduce, Staged, TileProgram, Value, operands
 
 INDEX = {"row": "r", "col": "j"}
@@ -78,6 +79,25 @@ class Context:
 
     def extent(self, name: str) -> str:
         return f"n{name[1:]}"
+
+    def size(self, extent: Size) -> str:
+        """An extent as C++: a number, the extent of an axis, or a parameter."""
+        if extent.constant is not None:
+            return f"int64_t({extent.constant})"
+        known = [a.name for a in self.program.axes if a.extent == extent]
+        return self.extent(known[0]) if known else f"p{self.program.params.index(extent)}"
+
+    def range_of(self, axis: str) -> tuple[str, str]:
+        """The least and the greatest position of an axis in the tile at hand."""
+        if axis in self.program.batch:
+            return axis, axis
+        dim = next(d for d, axes in self.program.dims.items() if axis in axes)
+        axes, count = self.program.dims[dim], self.count(dim)
+        first = {"row": "row0", "col": "col0"}.get(dim, "0")
+        if len(axes) == 1:
+            return first, f"({first} + {count} - 1)"
+        later = " * ".join(map(self.extent, axes[axes.index(axis) + 1:])) or "1"
+        return tuple(f"{f}({first}, {count}, {later}, {self.extent(axis)})" for f in ("lowest", "highest"))
 
     def row_major(self, name: str, ctype: str, layout: tuple[str, ...], sizes: dict[str, str] | None = None,
                   start: str = "") -> tuple[Array, str]:

@@ -19,7 +19,7 @@ from fuse.codegen.cpu.spell import CTYPE
 from fuse.codegen.cpu.states import States
 from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
-from fuse.codegen.tile import Dot, Level, Load, Reduce, Store, TileProgram, Update, Value
+from fuse.codegen.tile import Dot, Level, Load, Reduce, Skip, Store, TileProgram, Update, Value
 
 
 def source(program: TileProgram) -> str:
@@ -59,7 +59,7 @@ class Emitter:
         for k, slot in enumerate((*program.inputs, *program.outputs)):
             const = "const " if k < len(program.inputs) else ""
             top.add(f"{const}{CTYPE[slot.dtype]}* const {slot.name} = ({const}{CTYPE[slot.dtype]}*)buf[{k}];")
-        top.add("const Shared shared(work, arg);")
+        top.add("const Shared shared(work, arg);", "large_pages(work, fuse_workspace(arg, outer));")
         self.states.open_grid(top)
         batches = " * ".join(map(self.ctx.extent, program.batch)) or "1"
         top.add("const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;",
@@ -110,6 +110,8 @@ class Emitter:
             col = frame.open("for (int64_t col0 = 0; col0 < cols; col0 += C) {")
             self.ctx.col = col
             col.add("const int nc = int(cols - col0 < C ? cols - col0 : C);")
+            for skip in level.skips:
+                self.skip(skip, col)
             self.tile(level, late, col)
             col.close()
             self.ctx.col = None
@@ -129,6 +131,14 @@ class Emitter:
             col.things.update({("array", value.id): array for value, array in fold.fills})
         for u, weighted in products:
             self.product(u, weighted, col)
+
+    def skip(self, skip: Skip, col: Frame) -> None:
+        """Leaves a column tile out if the least value of the form over the tile reaches the bound."""
+        terms = [self.ctx.size(skip.form.offset)]
+        for axis, c in skip.form.terms:
+            low, high = self.ctx.range_of(axis)
+            terms.append(f"least({self.ctx.size(c)}, {low}, {high})")
+        col.add(f"if ({' + '.join(terms)} >= {skip.bound}) continue;")
 
     def ensure(self, value: Value) -> None:
         """Stores a value in an array of its home frame, unless it has one."""

@@ -21,6 +21,7 @@ from fuse.codegen.roles import refuse
 from fuse.codegen.tile import State, Update, Value
 from fuse.ir.program import Kind
 
+
 @dataclass(frozen=True)
 class Weighted:
     """weight * value of a relative update with a matrix product: an array that the fold fills."""

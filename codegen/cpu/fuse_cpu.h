@@ -6,9 +6,13 @@
 #include <cstdint>
 #include <cstring>
 #include <omp.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #define INLINE inline __attribute__((always_inline))
 #define EACH __attribute__((always_inline))
+#define SHARED inline __attribute__((noinline))      // called a few times per row or tile: one copy keeps compilation short
 
 constexpr int LANES = 16;      // accumulators per reduction: one 512-bit vector of float
 constexpr int CHUNK = 1024;    // positions between two flushes of the lanes: bounds the rounding error of a sum
@@ -39,10 +43,11 @@ struct bf16 {
 INLINE float bits32(int32_t i) { float f; std::memcpy(&f, &i, 4); return f; }
 INLINE int32_t raw32(float f) { int32_t i; std::memcpy(&i, &f, 4); return i; }
 
-// Cephes expf: x = n ln 2 + r, a polynomial in r, scaled in two steps so that subnormal results are right.
+// Cephes expf: x = n ln 2 + r, a polynomial in r, scaled by 2^n. Results below 2^-126 are 0: subnormal ones would cost a
+// hundred cycles each, and most weights of a sharp softmax are that small.
 INLINE float exp_(float x) {
-  float c = x > -104.f ? x : -104.f;
-  c = c < 89.f ? c : 89.f;
+  float c = x > -87.33f ? x : -87.33f;
+  c = c < 88.73f ? c : 88.73f;
   float n = __builtin_rintf(c * 1.44269504088896341f);
   float r = __builtin_fmaf(n, -0.693359375f, c);
   r = __builtin_fmaf(n, 2.12194440e-4f, r);
@@ -53,8 +58,7 @@ INLINE float exp_(float x) {
   p = __builtin_fmaf(p, r, 1.6666665459e-1f);
   p = __builtin_fmaf(p, r, 5.0000001201e-1f);
   p = __builtin_fmaf(p, r * r, r) + 1.f;
-  int32_t k = int32_t(n), h = k >> 1;
-  float y = p * bits32((h + 127) << 23) * bits32((k - h + 127) << 23);
+  float y = (p + p) * bits32((int32_t(n) + 126) << 23);
   return x == x ? y : x;
 }
 INLINE double exp_(double x) { return std::exp(x); }
@@ -121,6 +125,12 @@ template <class T> INLINE T max_(T a, T b) { return (a > b || a != a) ? a : b; }
 template <class T> INLINE T min_(T a, T b) { return (a < b || a != a) ? a : b; }
 template <class T> INLINE T floordiv_(T a, T b) { T q = a / b; return q - T((a % b != 0) && ((a < 0) != (b < 0))); }
 template <class T> INLINE T mod_(T a, T b) { T r = a % b; return r + ((r != 0 && (r < 0) != (b < 0)) ? b : T(0)); }
+// c ? a : b by masks: written as a branch, compilers thread it through later comparisons and give up on vectors.
+template <class T> INLINE T select_(bool c, T a, T b) { return c ? a : b; }
+INLINE float select_(bool c, float a, float b) {
+  int32_t mask = -int32_t(c);
+  return bits32((raw32(a) & mask) | (raw32(b) & ~mask));
+}
 INLINE int32_t near_(int64_t x) {      // a position relative to the tile, kept in 32 bits: far ones stay outside the tile
   return int32_t(x < -2 ? -2 : x > 0x7ffffff0 ? 0x7ffffff0 : x);
 }
@@ -138,24 +148,24 @@ template <class F> INLINE void strips(int n, F&& f) {
 template <class A, class T> INLINE void flush(A* total, T* lane) {
   for (int k = 0; k < LANES; ++k) { total[k] += A(lane[k]); lane[k] = T(0); }
 }
-template <class T> INLINE void fill(T* lane, T x) { for (int k = 0; k < LANES; ++k) lane[k] = x; }
-template <class A, class T> INLINE A sum_of(const T* lane) {
+template <class T> SHARED void fill(T* lane, T x) { for (int k = 0; k < LANES; ++k) lane[k] = x; }
+template <class A, class T> SHARED A sum_of(const T* lane) {
   A s = 0;
   for (int k = 0; k < LANES; ++k) s += A(lane[k]);
   return s;
 }
-template <class T> INLINE T top_of(const T* lane) {      // ignores nan
+template <class T> SHARED T top_of(const T* lane) {      // ignores nan
   T m = lane[0];
   for (int k = 1; k < LANES; ++k) m = lane[k] > m ? lane[k] : m;
   return m;
 }
-template <class T> INLINE T max_of(const T* lane) {      // nan wins
+template <class T> SHARED T max_of(const T* lane) {      // nan wins
   T m = lane[0];
   for (int k = 1; k < LANES; ++k) m = max_(m, lane[k]);
   return m;
 }
 template <class T> INLINE bool beats(T x, T best) { return (x > best) | ((x != x) & (best == best)); }
-template <class T> INLINE void take_first(const T* lane, const int* where, int64_t first, T& best, int64_t& at) {
+template <class T> SHARED void take_first(const T* lane, const int* where, int64_t first, T& best, int64_t& at) {
   int w = 0;
   for (int k = 1; k < LANES; ++k) {
     bool same = lane[k] == lane[w] || (lane[k] != lane[k] && lane[w] != lane[w]);
@@ -175,7 +185,7 @@ struct Walk {
   INLINE int64_t operator()(int64_t i) const { return base + (table ? table[i] : i * stride); }
 };
 // Positions first .. first + n - 1 of the row-major product of `axes` extents; the table is used only if they do not nest.
-inline Walk walk(int64_t first, int64_t n, int axes, const int64_t* extent, const int64_t* stride, int64_t* table) {
+SHARED Walk walk(int64_t first, int64_t n, int axes, const int64_t* extent, const int64_t* stride, int64_t* table) {
   bool nests = true;
   for (int a = 0; a + 1 < axes; ++a) nests = nests && (extent[a] == 1 || stride[a] == stride[a + 1] * extent[a + 1]);
   if (nests && axes) {
@@ -194,6 +204,18 @@ INLINE Walk from(const Walk& w, int64_t i) {
 }
 INLINE int64_t digit(int64_t flat, int64_t later, int64_t extent) { return flat / later % extent; }
 
+// Bounds of one digit of the positions first .. first + n - 1: exact within one period, else the whole range.
+INLINE bool one_period(int64_t first, int64_t n, int64_t later, int64_t extent) {
+  return first / (later * extent) == (first + n - 1) / (later * extent);
+}
+INLINE int64_t lowest(int64_t first, int64_t n, int64_t later, int64_t extent) {
+  return one_period(first, n, later, extent) ? digit(first, later, extent) : 0;
+}
+INLINE int64_t highest(int64_t first, int64_t n, int64_t later, int64_t extent) {
+  return one_period(first, n, later, extent) ? digit(first + n - 1, later, extent) : extent - 1;
+}
+INLINE int64_t least(int64_t c, int64_t low, int64_t high) { return c * (c < 0 ? high : low); }
+
 // n elements as a contiguous line: the memory itself if it is one, else a copy.
 template <class T> INLINE const T* line(const T* p, const Walk& w, int n, T* copy) {
   if (!w.table && (w.stride == 1 || n == 1)) return p + w.base;
@@ -202,7 +224,7 @@ template <class T> INLINE const T* line(const T* p, const Walk& w, int n, T* cop
 }
 
 // The other way: n values to strided memory, converted to its type.
-template <class T, class S> INLINE void put(T* p, const Walk& w, int64_t n, const S* from) {
+template <class T, class S> SHARED void put(T* p, const Walk& w, int64_t n, const S* from) {
   if (!w.table && w.stride == 1) {
     T* to = p + w.base;
 #pragma omp simd
@@ -231,7 +253,7 @@ template <class T> INLINE Mat<T> in_place(const T* p, const Walk& i, const Walk&
 }
 // A view of type T on strided elements of type S: the memory itself where BLAS can read it, else a packed copy.
 template <class T, class S>
-inline Mat<T> matrix(const S* p, const Walk& i, const Walk& j, int64_t m, int64_t n, T* copy, int threads) {
+SHARED Mat<T> matrix(const S* p, const Walk& i, const Walk& j, int64_t m, int64_t n, T* copy, int threads) {
   bool ok = false;
   if constexpr (sizeof(S) == sizeof(T)) {
     Mat<T> view = in_place(reinterpret_cast<const T*>(p), i, j, m, n, ok);
@@ -267,7 +289,7 @@ template <class T> INLINE int leading(const Mat<T>& a, int64_t rows, int64_t col
   return int(a.ld > least ? a.ld : least > 1 ? least : 1);
 }
 // The product where libtorch exports no GEMM.
-template <class T> inline void plain(int64_t m, int64_t n, int64_t k, Mat<T> a, Mat<T> b, T beta, T* c, int64_t ldc) {
+template <class T> SHARED void plain(int64_t m, int64_t n, int64_t k, Mat<T> a, Mat<T> b, T beta, T* c, int64_t ldc) {
   for (int64_t i = 0; i < m; ++i) {
     T* __restrict to = c + i * ldc;
     for (int64_t j = 0; j < n; ++j) to[j] = beta == T(0) ? T(0) : beta * to[j];
@@ -280,23 +302,31 @@ template <class T> inline void plain(int64_t m, int64_t n, int64_t k, Mat<T> a, 
 }
 // c[m, n] (row-major, leading dimension ldc) = a[m, k] b[k, n] + beta c
 template <class T, class F>
-inline void gemm_(F* f, int64_t m, int64_t n, int64_t k, Mat<T> a, Mat<T> b, T beta, T* c, int64_t ldc) {
+SHARED void gemm_(F* f, int64_t m, int64_t n, int64_t k, Mat<T> a, Mat<T> b, T beta, T* c, int64_t ldc) {
   if (m <= 0 || n <= 0) return;
   if (!f) return plain(m, n, k, a, b, beta, c, ldc);
   const int M = int(m), N = int(n), K = int(k), la = leading(a, m, k), lb = leading(b, k, n), lc = int(ldc > 1 ? ldc : 1);
   const T one = 1;
   f(b.t ? "T" : "N", a.t ? "T" : "N", &N, &M, &K, &one, b.p, &lb, a.p, &la, &beta, c, &lc);
 }
-inline void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<float> a, Mat<float> b, float beta, float* c, int64_t ldc) {
+SHARED void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<float> a, Mat<float> b, float beta, float* c, int64_t ldc) {
   gemm_(f.sgemm, m, n, k, a, b, beta, c, ldc);
 }
-inline void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<double> a, Mat<double> b, double beta, double* c, int64_t ldc) {
+SHARED void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<double> a, Mat<double> b, double beta, double* c, int64_t ldc) {
   gemm_(f.dgemm, m, n, k, a, b, beta, c, ldc);
 }
 template <class T> INLINE Mat<T> turned(Mat<T> a) { return {a.p, a.ld, !a.t}; }
 
-template <class T> inline void start(T* p, int64_t n, T x) {
+template <class T> SHARED void start(T* p, int64_t n, T x) {
   for (int64_t i = 0; i < n; ++i) p[i] = x;
+}
+
+// Fresh memory in large pages where the system offers them: faulting in 4 KiB at a time costs as much as filling it.
+SHARED void large_pages(void* p, int64_t bytes) {
+#ifdef __linux__
+  const uintptr_t page = uintptr_t(1) << 21, first = (uintptr_t(p) + page - 1) / page * page, last = (uintptr_t(p) + bytes) / page * page;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
 // ---- workspace ---------------------------------------------------------------------------------------------------

@@ -68,11 +68,16 @@ class CpuKernel:
     def parallelism(self, sizes: Mapping[str, int]) -> tuple[tuple[int, int, int], int, int]:
         """((R, C, spread), outer threads, inner threads)."""
         rows, cols = (self.program.extent(d).evaluate(sizes) for d in ("row", "col"))
-        row, col = (max(1, min(self.schedule.extent(d) or n, n)) for d, n in (("row", rows), ("col", cols)))
+        row, col = (even(n, self.schedule.extent(d)) for d, n in (("row", rows), ("col", cols)))
         threads, mode = torch.get_num_threads(), self.schedule.parallel
         if mode not in modes(self.program):
             raise RuntimeError(f"tiles of this region cannot run in parallel over the {mode}: their sums overlap")
         return ((row, col, int(mode == "grid")), 1, threads) if mode == "inside" else ((row, col, int(mode == "grid")), threads, 1)
+
+
+def even(n: int, most: int) -> int:
+    """Extent of equal tiles of at most `most` positions (0: no limit) that cover n."""
+    return max(1, -(-n // -(-n // most))) if 0 < most < n else max(n, 1)
 
 
 def modes(program: TileProgram) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ SPELLING: dict[str, Callable[..., str]] = {
     "add": infix("+"), "sub": infix("-"), "mul": infix("*"), "div": infix("/"),
     "eq": infix("=="), "ne": infix("!="), "lt": infix("<"), "le": infix("<="),
     "and": infix("&"), "or": infix("|"),
-    "where": lambda c, a, b: f"({c} ? {a} : {b})",
+    "where": call("select_"),
 }
 OPS = frozenset(SPELLING) | {"cast"}
 
@@ -78,7 +78,7 @@ def cast(x: str, source: str, dtype: str) -> str:
     if dtype == "bool":
         return f"({x} != 0)"
     narrow = ("bfloat16", "float16")
-    if source == "float64" and dtype in narrow or source in narrow and dtype not in ("float32", "float64") \
-            or dtype in narrow and source not in ("float32", "float64"):
+    if (source == "float64" and dtype in narrow) or (source in narrow and dtype not in ("float32", "float64")) \
+            or (dtype in narrow and source not in ("float32", "float64")):
         x = f"float({x})"
     return f"{CTYPE[dtype]}({x})"

@@ -105,6 +105,8 @@ class States:
                 top.things["state", name] = array
                 if place == name:
                     self.ctx.shared.take(name, ctype, total)
+                else:
+                    top.add(f"large_pages({place}, {total} * sizeof({ctype}));")
                 if self.overwrites(state):
                     top.add(f"if (rows * cols{''.join(f' * {self.ctx.extent(a)}' for a in self.program.batch)} == 0) "
                             f"start({place}, {total}, {identity});")
@@ -126,7 +128,7 @@ class States:
     def overwrites(self, state: State) -> bool:
         """Whether the first matrix product into the state replaces what is there, so that it needs no start."""
         u = self.update_of[state.name]
-        return u.wide is not None and u.relative is None
+        return u.wide is not None and u.relative is None and not self.program.levels[state.level].skips
 
     def beta(self, state: State, u: Update) -> str:
         if state.scope == "row" or not self.overwrites(state):

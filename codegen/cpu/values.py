@@ -166,7 +166,7 @@ class Values:
         start = {"row": "row0", "col": "col0"}.get(dim, "0")
         affine = name + ("_a" if along else "")
         table = f"{name}_t"
-        if along or len(axes) > 1 and varies:
+        if along or (len(axes) > 1 and varies):
             self.ctx.task.take(table, "int64_t", self.ctx.capacity(dim))
         strides = [f"l{load.number}_{a}" if a in varies else "0" for a in axes]
         if not varies:

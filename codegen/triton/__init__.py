@@ -45,7 +45,7 @@ def untold(region: Region) -> Miss | None:
             text_of(region, Schedule(kind, (("row", 16), ("col", 16), ("deep", 16)), knobs=(("apart", apart),)))
             return None
         except Refused as refused:
-            miss = miss or refused.miss
+            miss = refused.miss if miss is None else miss
     return miss
 
 
@@ -61,7 +61,8 @@ class Triton:
         machine = self.machine or machine_here()
         if isinstance(machine, Miss):
             return machine
-        return refusal(region, self.capabilities) or untold(region)
+        miss = refusal(region, self.capabilities)
+        return untold(region) if miss is None else miss
 
     def schedules(self, region: Region, hints: Mapping[str, int], options: Any = None) -> Sequence[Schedule]:
         machine = self.machine or machine_here()

@@ -17,9 +17,10 @@ import torch
 
 from fuse.codegen import Schedule
 from fuse.codegen.triton import text_of
-from fuse.codegen.triton.chain import Chain
+from fuse.codegen.triton.chain import SHRINKS, Chain
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.module import directory, load
+from fuse.codegen.triton.schedule import halved
 from fuse.codegen.triton.spell import POINTERS
 from fuse.ir.expr import reads_of
 from fuse.ir.program import Region
@@ -49,7 +50,7 @@ class Recorder:
     """Stands for a kernel: keeps the arguments of its launches."""
 
     def __init__(self) -> None:
-        self.launches: list[tuple[tuple, dict[str, Any]]] = []
+        self.launches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return lambda *args, **options: self.launches.append((args, options))
@@ -67,13 +68,27 @@ def usage(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: st
             for (_, k), r in zip(kernels, recorders, strict=True)]
 
 
+def settled(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: str) -> tuple[Schedule, list[Usage]]:
+    """As `usage`, after the launcher's own remedy: the tile of a kernel that does not fit is halved, a few times."""
+    for _ in range(SHRINKS + 1):
+        rows = usage(region, schedule, sizes, arch)
+        smaller = schedule
+        for k, row in enumerate(rows):
+            smaller = smaller if row.fits else halved(smaller, k) or smaller
+        if smaller == schedule:
+            break
+        schedule = smaller
+    return schedule, rows
+
+
 def meta_inputs(region: Region, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
     buffers = {r["buffer"].name: r["buffer"] for r in reads_of(region.bodies)}
     return {name: torch.empty([s.evaluate(sizes) for s in b.shape], dtype=getattr(torch, b.dtype), device="meta")
             for name, b in buffers.items()}
 
 
-def compiled(function: Any, names: Mapping[str, tuple], args: tuple, options: dict[str, Any], arch: str) -> Usage:
+def compiled(function: Any, names: Mapping[str, tuple[Any, ...]], args: tuple[Any, ...], options: dict[str, Any],
+             arch: str) -> Usage:
     """Compiles `function` as the launcher would specialise it to `args`."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -81,7 +96,7 @@ def compiled(function: Any, names: Mapping[str, tuple], args: tuple, options: di
 
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list] = {}
+    attributes: dict[tuple[int, ...], list[Any]] = {}
     for k, (name, value) in enumerate(zip(names, args, strict=True)):
         signature[name], divisible = type_of(value)
         if signature[name] == "constexpr":
@@ -111,16 +126,16 @@ def measured(kernel: Any, arch: str) -> tuple[int, int]:
     """(registers, spilled bytes) per thread, from the assembler's own records."""
     if not arch.startswith("sm"):
         text = kernel.asm["amdgcn"]
-        number = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", text).group(1))  # type: ignore[union-attr]  # noqa: E731
-        return number("vgpr_count"), 4 * number("vgpr_spill_count") + number("private_segment_fixed_size")
+        found = {key: int(n) for key, n in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", text)}
+        return found["vgpr_count"], 4 * found["vgpr_spill_count"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
         out = subprocess.run([str(tool("cuobjdump")), "--dump-resource-usage", str(path)], capture_output=True, text=True,
                              check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", out)
-    assert found is not None, out
-    return int(found[1]), int(found[2])
+    row = re.search(r"REG:(\d+) STACK:(\d+)", out)
+    assert row is not None, out
+    return int(row[1]), int(row[2])
 
 
 def tool(name: str) -> Path:
@@ -141,7 +156,7 @@ def transposed_dots(ttir: str) -> Iterator[str]:
         elif rest.startswith("scf.yield"):
             if used and loops[-1]:
                 tainted.add(loops[-1])
-        elif rest.startswith("}") and loops and "else" not in rest and "do" not in rest:
+        elif loops and re.match(r"\}(?!\)| else| do)", rest):
             loops.pop()
         elif used and "tt.trans" in rest:
             yield line.strip()

@@ -6,7 +6,8 @@ from math import comb
 
 from fuse.codegen.roles import dim_order, refuse
 from fuse.codegen.tile import State, TileProgram, Update, Value
-from fuse.codegen.triton.emit import Block, Tiles, dot_dtype, fit, within
+from fuse.codegen.triton.block import Block, fit, within
+from fuse.codegen.triton.emit import Tiles, dot_dtype
 from fuse.codegen.triton.spell import DTYPES, literal, lowest
 from fuse.ir.program import Kind
 
@@ -48,7 +49,7 @@ class Carries:
         self.tiles, self.program, self.loop = tiles, program, loop
         self.lazy_wanted = lazy
         self.commits: list[str] = []
-        self.shared: dict[tuple, str] = {}
+        self.shared: dict[tuple[object, ...], str] = {}
 
     def lazy(self, u: Update) -> bool:
         """A plain sum that nothing in the loop reads: reduce once, at the end."""
@@ -179,7 +180,7 @@ class Carries:
     def delta(self, c: str) -> str:
         return self.once((c, "delta"), f'tl.where({c}_m == float("-inf"), 0.0, {c}_m - {c}_g)')
 
-    def once(self, key: tuple, text: str) -> str:
+    def once(self, key: tuple[object, ...], text: str) -> str:
         """The name of a value that several carries of this loop share."""
         if key not in self.shared:
             self.shared[key] = self.tiles.name("e")
@@ -216,7 +217,7 @@ class Carries:
             raise refuse(f"the product {u.state} with dims {', '.join(dims)}")
         if len(dims) < 2:
             return self.vector_product(u, right)
-        (p, q), order = dims, (dims[0], "col")
+        q, order = dims[1], (dims[0], "col")
         kind = dot_dtype(self.program, *([left] if left is not None and u.relative is None else []), right)
         if u.relative is not None:
             text, whole = self.weighted(u, order), {*self.lse_order(u.relative), *(left.dims if left else ())} == set(order)

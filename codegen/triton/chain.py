@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,68 +10,75 @@ from fuse.codegen import Schedule
 from fuse.codegen.triton.kernel import Sweep
 from fuse.codegen.triton.launch import Bound, Machine
 from fuse.codegen.triton.pieces import Piece, Post
-from fuse.codegen.triton.schedule import part
+from fuse.codegen.triton.schedule import halved, part
 from fuse.codegen.triton.slab import run_slab
 from fuse.codegen.triton.sweep import run_sweep
 from fuse.ir.program import Kind, Region
 
 REMEMBERED = 16      # bindings kept per region: one for each set of shapes and strides
+SHRINKS = 3
 
 
 class Chain:
     """Runs the kernels of a region one after the other: what one stores the next may read.
 
-    A tile that needs more registers or shared memory than the device has is halved and tried again. Tile extents are
-    launch constants, so the text stays what it is.
+    A tile that needs more shared memory than the device has, or spills registers, is halved. Tile extents are launch
+    constants, so the text stays what it is.
     """
 
     def __init__(self, region: Region, schedule: Schedule, machine: Machine, kernels: list[tuple[Piece, Sweep, Any]]):
         self.region, self.schedule, self.machine, self.kernels = region, schedule, machine, kernels
         self.dtypes = dtypes(region)
-        self.bindings: dict[tuple, list[Bound]] = {}
+        self.bindings: dict[tuple[Any, ...], dict[int, Bound]] = {}
+        self.shrunk: dict[int, int] = {}
 
     def __call__(self, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
-        while True:
-            try:
-                return self.run(env, sizes)
-            except Exception as error:
-                smaller = halved(self.schedule) if type(error).__name__ == "OutOfResources" else None
-                if smaller is None:
-                    raise RuntimeError(f"{self.region.name}: {type(error).__name__}: {error}") from error
-                self.schedule = smaller
-                self.bindings.clear()
-
-    def run(self, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        """What the region stores. RuntimeError if a launch fails."""
         found = dict(env)
         key = (tuple(sizes.items()), tuple((n, t.shape, t.stride(), t.device) for n, t in env.items()))
-        bounds = self.bindings.pop(key, None) or []
-        for k, (piece, kernel, function) in enumerate(self.kernels):
-            if k == len(bounds):
-                bounds.append(Bound(piece, kernel, part(self.schedule, k), self.machine, found, sizes))
-            bounds[k].attach(found)
-            found.update((run_slab if piece.slab else run_sweep)(bounds[k], function))
-            bounds[k].release()
+        bounds = self.bindings.pop(key, {})
+        for k, (piece, _, _) in enumerate(self.kernels):
+            found.update(self.run(k, bounds, found, sizes))
             found.update((p.name, finished(found[p.name], p)) for p in piece.post)
         self.bindings[key] = bounds
         if len(self.bindings) > REMEMBERED:
             del self.bindings[next(iter(self.bindings))]
         return {name: found[name].to(dtype) for name, dtype in self.dtypes}
 
+    def run(self, k: int, bounds: dict[int, Bound], env: Mapping[str, torch.Tensor],
+            sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        """Piece number `k`, with smaller tiles if the device has not room for these, or had to spill."""
+        piece, kernel, function = self.kernels[k]
+        while True:
+            bound = bounds.get(k) or Bound(piece, kernel, part(self.schedule, k), self.machine, env, sizes)
+            bound.attach(env)
+            try:
+                out = (run_slab if piece.slab else run_sweep)(bound, function)
+            except Exception as error:
+                if type(error).__name__ != "OutOfResources" or not self.shrink(k):
+                    raise RuntimeError(f"{self.region.name}: {type(error).__name__}: {error}") from error
+                continue
+            finally:
+                bound.release()
+            if not bound.spilled or not self.shrink(k):
+                bounds[k] = bound
+            return out
+
+    def shrink(self, k: int) -> bool:
+        """Halve the tile of piece `k`; False if that has been done often enough."""
+        smaller = halved(self.schedule, k) if self.shrunk.get(k, 0) < SHRINKS else None
+        if smaller is None:
+            return False
+        self.schedule, self.shrunk[k] = smaller, self.shrunk.get(k, 0) + 1
+        for bounds in self.bindings.values():
+            bounds.pop(k, None)
+        return True
+
 
 def finished(x: torch.Tensor, post: Post) -> torch.Tensor:
     """The reductions that no kernel did."""
     x = x.sum(post.over) if post.kind is Kind.SUM else x.amax(post.over)
     return x.permute(post.order).contiguous()
-
-
-def halved(schedule: Schedule) -> Schedule | None:
-    """The schedule with the longer side of its tiles halved, or None below 16 x 16."""
-    extent = lambda side: max(v for n, v in schedule.tile if n.partition(".")[0] == side)  # noqa: E731
-    side = max(("row", "col"), key=extent)
-    if extent(side) <= 16:
-        return None
-    tile = tuple((n, v // 2 if n.partition(".")[0] == side and v > 16 else v) for n, v in schedule.tile)
-    return replace(schedule, tile=tile)
 
 
 def dtypes(region: Region) -> list[tuple[str, torch.dtype]]:

@@ -49,10 +49,10 @@ def relative(program: TileProgram, u: Update, parts: Mapping[str, Tensor]) -> Te
     m = parts[f"{u.relative}.m"]
     g = finite(m.amax(0))
     extra = parts[u.state].dim() - m.dim()
-    widen = lambda x: x[(..., *[None] * extra)]  # noqa: E731
     delta = torch.where(m == float("-inf"), 0.0, m - g)
     rho = torch.exp(delta * u.exponent)
+    delta, rho = (x.reshape(*x.shape, *[1] * extra) for x in (delta, rho))
     total = parts[u.state]
     for j in range(u.moment):
-        total = total + comb(u.moment, j) * widen(delta) ** (u.moment - j) * parts[u.lower[j]]
-    return (total * widen(rho)).sum(0)
+        total = total + comb(u.moment, j) * delta ** (u.moment - j) * parts[u.lower[j]]
+    return (total * rho).sum(0)

@@ -6,9 +6,8 @@ their natural order and transposed afterwards.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from fuse.codegen.roles import refuse
 from fuse.codegen.tile import (
@@ -26,61 +25,8 @@ from fuse.codegen.tile import (
     Value,
     operands,
 )
+from fuse.codegen.triton.block import Arguments, Block, Order, Range, fit, within
 from fuse.codegen.triton.spell import DTYPES, INTEGER_EXTREMA, SPELLINGS, cast, literal, lowest
-
-Order = Sequence[str]
-
-
-@dataclass(eq=False)
-class Block:
-    """Lines of one nesting level; `memo` holds the values that are valid in it."""
-
-    depth: int
-    parent: Block | None = None
-    lines: list[str] = field(default_factory=list)
-    memo: dict[tuple, str] = field(default_factory=dict)
-
-    def add(self, line: str) -> None:
-        self.lines.append("    " * self.depth + line)
-
-
-@dataclass(frozen=True)
-class Range:
-    """Where a dim is in a tile: `var` holds its flat positions, `mask` which of them exist, `size` how many there are."""
-
-    dim: str
-    var: str
-    mask: str
-    size: str
-    block: Block
-
-
-class Arguments:
-    """The kernel's parameters in order of first use: name -> what the launcher has to bind."""
-
-    def __init__(self) -> None:
-        self.table: dict[str, tuple] = {}
-        self.constants: dict[str, tuple] = {}
-
-    def __call__(self, name: str, *what: object) -> str:
-        self.table.setdefault(name, what)
-        return name
-
-    def constant(self, name: str, *what: object) -> str:
-        self.constants.setdefault(name, what)
-        return name
-
-
-def fit(text: str, dims: Order, order: Order) -> str:
-    """`text` with dimensions `dims` made to broadcast in `order`."""
-    if not dims or tuple(dims) == tuple(order):
-        return text
-    return f"{text}[{', '.join(':' if d in dims else 'None' for d in order)}]"
-
-
-def within(dims: Order, order: Order) -> tuple[str, ...]:
-    """`dims` in the order in which they occur in `order`."""
-    return tuple(d for d in order if d in dims)
 
 
 def dot_dtype(program: TileProgram, *operands_: Value) -> str:
@@ -323,7 +269,7 @@ class Tiles:
     @contextmanager
     def contraction(self, k: Order, outer: Block) -> Iterator[tuple[Block, list[Range]]]:
         """Ranges for the dims `k`: a loop for each that the schedule splits, all of it otherwise."""
-        block, ranges, loops = outer, [], []
+        block, ranges, loops = outer, list[Range](), list[tuple[Block, str, Block]]()
         for dim in k:
             if dim not in self.split:
                 ranges.append(self.whole(dim))
@@ -332,9 +278,9 @@ class Tiles:
             size = self.arguments.constant(f"K{n}", "tile", dim)
             even = self.arguments.constant(f"EVEN_K{n}", "even", dim, size)
             var = self.name(f"k{n}_")
-            loops.append((block, f"for {var}_0 in range(0, {extent}, {size}):"))
-            block = Block(block.depth + 1, block)
-            loops[-1] += (block,)
+            inner = block.inner()
+            loops.append((block, f"for {var}_0 in range(0, {extent}, {size}):", inner))
+            block = inner
             block.add(f"{var} = ({var}_0 + tl.arange(0, {size})).to(INDEX)")
             block.add(f"{var}_ok = ({var} < {extent}) | {even}")
             ranges.append(Range(dim, var, f"{var}_ok", size, block))
@@ -394,7 +340,7 @@ class Tiles:
         inner = (*order, *s.over)
         return self.folded(s.op, lambda: self.operand(s.x, inner), s.over, order, outer, s.out.dtype)
 
-    def folded(self, op: str, body, over: Order, order: Order, outer: Block, dtype: str = "float32") -> str:
+    def folded(self, op: str, body: Callable[[], str], over: Order, order: Order, outer: Block, dtype: str = "float32") -> str:
         """`op` over the trailing dims `over` of the tile that `body` gives once their ranges are bound."""
         inner = (*order, *over)
         rest = literal(0.0) if op == "sum" and dtype == "float32" else "0" if op == "sum" else lowest(dtype)

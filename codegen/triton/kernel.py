@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fuse.codegen import Schedule
 from fuse.codegen.roles import refuse
 from fuse.codegen.tile import Dot, Reduce, Store, TileProgram, Update, Value
+from fuse.codegen.triton.block import Block, Range, fit
 from fuse.codegen.triton.carry import Carries, Part, parts_of, sides
-from fuse.codegen.triton.emit import Block, Range, Tiles, dot_dtype, fit
+from fuse.codegen.triton.emit import Tiles, dot_dtype
 from fuse.codegen.triton.spell import DTYPES
 
 
@@ -49,8 +51,8 @@ class Sweep:
     name: str
     text: str
     program: TileProgram
-    arguments: dict[str, tuple]
-    constants: dict[str, tuple]
+    arguments: dict[str, tuple[Any, ...]]
+    constants: dict[str, tuple[Any, ...]]
     parts: tuple[Part, ...]
     stages: tuple[Stage, ...]
     chunked: str | None             # the free dim that is cut into chunks, one per program
@@ -96,7 +98,8 @@ class _Sweep:
         self.batch_arguments: list[str] = []
         for line in PROLOGUE.format(batch=BATCH if program.batch else "").splitlines():
             t.prologue.add(line)
-        self.loop = Block(2, t.prologue)
+        self.single = bool(schedule.knob("single"))
+        self.loop = t.prologue.inner(flat=self.single)
         self.loop.add("col = (column + tl.arange(0, C)).to(INDEX)")
         self.loop.add("col_ok = (col < end) | EVEN_C")
         t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue)
@@ -181,13 +184,18 @@ class _Sweep:
         at = f"{out} + {batch}((row - row_begin) * {stride})[:, None] + (col - col_begin)[None, :]"
         self.loop.add(f"tl.store({at}, {text}.to({DTYPES[s.dtype]}){self.mask(order, order)})")
 
+    def walk_columns(self) -> str:
+        """A loop without dots is pipelined only if it is told to; a single tile of columns needs no loop."""
+        if self.single:
+            return "column = begin"
+        told = f", num_stages={self.schedule.knob('stages', 1)}" if not has_tile_dot(self.program) else ""
+        return f"for column in {'tl.range' if told else 'range'}(begin, end, C{told}):"
+
     # ---- text -------------------------------------------------------------------------------------------------------
 
     def result(self, name: str, stages: tuple[Stage, ...]) -> Sweep:
         t = self.tiles
-        loads_only = not has_tile_dot(self.program)      # such a loop is pipelined only if it is told to
-        walk = f"tl.range(begin, end, C, num_stages={self.schedule.knob('stages', 1)})" if loads_only else "range(begin, end, C)"
-        body = [*t.prologue.lines, f"    for column in {walk}:", *self.loop.lines, *self.after.lines]
+        body = [*t.prologue.lines, f"    {self.walk_columns()}", *self.loop.lines, *self.after.lines]
         constants = [f"{c}: tl.constexpr" for c in t.arguments.constants]
         head = wrapped([*t.arguments.table, *constants])
         text = f"\n\n@triton.jit\ndef {name}(\n{head}):\n" + "\n".join(body) + "\n"
@@ -218,16 +226,21 @@ def has_tile_dot(program: TileProgram) -> bool:
     return inner or any(u.wide is not None for level in program.levels for u in level.updates)
 
 
+def tiles(program: TileProgram) -> list[tuple[str, ...]]:
+    """The dims of every tile that the kernel makes, a dot's product excepted where the hardware forms it."""
+    found: list[tuple[str, ...]] = [("row", "col")]
+    for s in program.statements():
+        found.append(s.out.dims)
+        if isinstance(s, Reduce):
+            found.append(s.x.dims)
+        elif isinstance(s, Dot) and (len(s.k), len(s.m), len(s.n)) != (1, 1, 1):
+            found.append(tuple({*s.a.dims, *s.b.dims}))
+    for u in (u for level in program.levels for u in level.updates):
+        if u.wide is None:
+            found.append(tuple({*program.state(u.state).dims, *u.over}))
+    return found
+
+
 def rank(program: TileProgram) -> int:
     """The most dimensions that a tile of the program has."""
-    found = [2]
-    for s in program.statements():
-        found.append(len(s.out.dims))
-        if isinstance(s, Reduce):
-            found.append(len(s.x.dims))
-        elif isinstance(s, Dot) and (len(s.k), len(s.m), len(s.n)) != (1, 1, 1):
-            found.append(len({*s.a.dims, *s.b.dims}))
-    for u in (u for level in program.levels for u in level.updates):
-        dims = {*program.state(u.state).dims, *u.over}
-        found.append(len(dims) if u.wide is None else 2)
-    return max(found)
+    return max(map(len, tiles(program)))

@@ -61,6 +61,7 @@ class Bound:
         self.device = next(iter(self.inputs.values())).device
         self.tensors: dict[str, Tensor] = {}
         self.strides: dict[tuple[str, str], int] = {}
+        self.spilled = False
 
     def attach(self, env: Env) -> None:
         """Other tensors of the same shapes and strides."""
@@ -84,7 +85,7 @@ class Bound:
         wanted = self.schedule.extent(dim if dim in ("row", "col") else "deep")
         return min(wanted, power_of_two(self.dim(dim), self.least))
 
-    def constant(self, what: tuple, window: Window) -> Any:
+    def constant(self, what: tuple[Any, ...], window: Window) -> Any:
         match what:
             case ("tile", dim):
                 return self.tile(dim)
@@ -112,7 +113,7 @@ class Bound:
         tensors = [*self.inputs.values(), *self.tensors.values()]
         return any(sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + t.numel() > INT32 for t in tensors)
 
-    def argument(self, what: tuple, window: Window) -> Any:
+    def argument(self, what: tuple[Any, ...], window: Window) -> Any:
         match what:
             case ("scalar", name):
                 return window.scalar(name)
@@ -144,14 +145,16 @@ class Bound:
         chunks = -(-self.dim(self.kernel.chunked) // self.schedule.knob("chunk")) if self.kernel.chunked else 1
         arguments = [self.argument(what, window) for what in self.kernel.arguments.values()]
         constants = {name: self.constant(what, window) for name, what in self.kernel.constants.items()}
-        function[(tiles * window.splits * self.batch, chunks)](
+        kernel = function[(tiles * window.splits * self.batch, chunks)](
             *arguments, **constants, num_warps=self.schedule.knob("warps", 4), num_stages=self.schedule.knob("stages", 2))
+        self.spilled = self.spilled or bool(getattr(kernel, "n_spills", 0))
 
     def window(self) -> Window:
         """The whole piece, its columns split until the machine is full."""
         col = self.tile("col")
         tiles = max(1, -(-self.cols // col))
         programs = max(1, -(-self.rows // self.tile("row")) * self.batch)
-        splits = self.schedule.knob("splits") or min(tiles, max(1, 2 * self.machine.units // programs))
+        single = tiles if self.schedule.knob("single") else 0
+        splits = single or self.schedule.knob("splits") or min(tiles, max(1, 2 * self.machine.units // programs))
         span = -(-tiles // min(splits, tiles)) * col
         return Window((0, self.rows), (0, self.cols), span, max(1, -(-self.cols // span)))

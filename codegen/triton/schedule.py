@@ -11,11 +11,12 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.tile import TileProgram
 from fuse.codegen.triton.emit import dot_dtype
-from fuse.codegen.triton.kernel import contracted_dims, has_tile_dot, rank
+from fuse.codegen.triton.kernel import contracted_dims, has_tile_dot, rank, tiles
 from fuse.codegen.triton.pieces import KINDS, Piece, pieces
 from fuse.ir.program import Region
 from fuse.reasons import Refused
 
+VOLUME = 2 ** 14     # elements of a tile that is no operand of a dot
 CHUNK = 128          # columns of an accumulator that does not fit, one chunk per program, each recomputing the tile
 ON_CHIP = 256        # widest accumulators of one row, in elements, that stay in registers
 WHOLE = 128          # a contraction up to this long is one tile, and its row operand stays on chip (not on AMD: it spills)
@@ -60,9 +61,12 @@ FULL: dict[int, tuple[Config, ...]] = {
     256: (Config(32, 32, 16, 8, 2), Config(16, 32, 16, 8, 2)),
 }
 # Without dots: bound by memory. Tiles of three dimensions (a width, or a contraction that is no dot) have to be small.
-NO_DOT = {2: (Config(8, 128, 0, 4, 3), Config(1, 256, 0, 4, 3)), 3: (Config(1, 64, 0, 4, 3), Config(1, 16, 0, 4, 2))}
-CUBE = (Config(16, 16, 16, 4, 2),)
-KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision")
+NO_DOT: dict[int, tuple[Config, ...]] = {
+    2: (Config(8, 128, 0, 4, 3), Config(1, 256, 0, 4, 3)),
+    3: (Config(1, 64, 0, 4, 3), Config(1, 16, 0, 4, 2)),
+}
+CUBE: tuple[Config, ...] = (Config(16, 16, 16, 4, 2),)
+KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single")
 
 
 def candidates(region: Region, hints: Mapping[str, int], arch: str, options: Any) -> Sequence[Schedule]:
@@ -85,7 +89,7 @@ class Plan:
         """The n-th schedule has the n-th best configuration of every piece."""
         chunk = CHUNK if self.width > ON_CHIP else 0
         choices = [configs(p, min(chunk or ON_CHIP, accumulated(p, hints)), hints, arch) for p in self.parts]
-        for n in range(max(map(len, choices))):
+        for n in range(max(map(len, choices)) if all(choices) else 0):
             tile: dict[str, int] = {}
             knobs: dict[str, int | str] = {"chunk": chunk, "apart": int(self.apart), "precision": precision(arch)}
             for k, found in enumerate(choices):
@@ -108,6 +112,15 @@ def part(schedule: Schedule, piece: int) -> Schedule:
     return replace(schedule, tile=seen(schedule.tile), knobs=seen(schedule.knobs))
 
 
+def halved(schedule: Schedule, piece: int) -> Schedule | None:
+    """The schedule with the longer side of that piece's tile halved, or None below 16 x 16."""
+    mine = part(schedule, piece)
+    side = "row" if mine.extent("row") >= mine.extent("col") else "col"
+    if mine.extent(side) <= 16:
+        return None
+    return replace(schedule, tile=(*schedule.tile, (f"{side}.{piece}", mine.extent(side) // 2)))
+
+
 def force(table: Mapping[str, Any], forced: Mapping[str, Any]) -> dict[str, Any]:
     """`table` with the user's own values for every piece."""
     mine = {n: v for n, v in forced.items() if (n in KNOBS) == ("warps" in table)}
@@ -125,13 +138,14 @@ def precision(arch: str) -> str:
 
 def plans(region: Region, hints: Mapping[str, int]) -> list[Plan]:
     """Everything on chip if it fits, each accumulator in its own kernel if only that fits, else a slab; the rest after."""
-    found = []
+    found: list[Plan] = []
     for kind, apart in KINDS:
         try:
             parts = pieces(region, kind, apart)
         except Refused:
             continue
-        found.append(Plan(kind, apart, parts, max(accumulated(p, hints) for p in parts)))
+        if not any(parts == plan.parts for plan in found):
+            found.append(Plan(kind, apart, parts, max(accumulated(p, hints) for p in parts)))
     return sorted(found, key=lambda p: p.width > ON_CHIP)
 
 
@@ -149,10 +163,9 @@ def accumulated(piece: Piece, hints: Mapping[str, int]) -> int:
 def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Sequence[Config]:
     """The rows of the tables for a piece that accumulates `width` elements per row."""
     program = piece.program
-    if not has_tile_dot(program):
-        return NO_DOT[rank(program)]
-    if rank(program) > 2:
-        return CUBE
+    if rank(program) > 2 or not has_tile_dot(program):
+        small = CUBE if has_tile_dot(program) else NO_DOT[rank(program)]
+        return [c for c in (narrowed(c, program, hints) for c in small) if c]
     table = HALF.get(arch, HALF["sm80"]) if half(program) else FULL
     found = table[min(w for w in table if w >= width or w == max(table))]
     if not width and tile_dots(program) > 1:
@@ -160,6 +173,21 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
     deepest = max((program.extent(d).evaluate(hints) for d in contracted_dims(program)), default=0)
     whole = half(program) and deepest <= WHOLE and arch.startswith("sm")
     return [replace(c, deep=0) for c in found] if whole else found
+
+
+def narrowed(c: Config, program: TileProgram, hints: Mapping[str, int]) -> Config | None:
+    """`c` with fewer columns, so that no tile has more than `VOLUME` elements; None if even one column is too many."""
+    least = 16 if has_tile_dot(program) else 1
+    extents = {d: program.extent(d).evaluate(hints) for dims in tiles(program) for d in dims}
+    deep = contracted_dims(program)
+    while True:
+        size = {"row": min(c.row, extents.get("row", 1)), "col": c.col}
+        size |= {d: min(n, c.deep) if c.deep and d in deep else n for d, n in extents.items() if d not in size}
+        if max(prod(size[d] for d in dims) for dims in tiles(program)) <= VOLUME:
+            return c
+        if c.col <= least:
+            return None
+        c = replace(c, col=c.col // 2)
 
 
 def tile_dots(program: TileProgram) -> int:

@@ -42,7 +42,7 @@ def run_slab(bound: Bound, function: Any) -> dict[str, Tensor]:
 
 
 def itemsize(dtype: str) -> int:
-    return getattr(torch, dtype).itemsize
+    return int(getattr(torch, dtype).itemsize)
 
 
 class Sum:

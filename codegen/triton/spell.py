@@ -79,11 +79,11 @@ def expm1(x):
     "power": '''
 @triton.jit
 def power(x, y):
-    size = tl.exp2(y * tl.log2(tl.abs(x)))
+    size = tl.where(tl.abs(x) == 1.0, 1.0, tl.exp2(y * tl.log2(tl.abs(x))))
     half = y * 0.5
     even = tl.floor(half) == half
     whole = tl.floor(y) == y
-    negative = tl.where(whole, tl.where(even, size, -size), float("nan"))
+    negative = tl.where(whole, tl.where(even, size, -size), tl.where(x == float("-inf"), size, float("nan")))
     return tl.where((y == 0.0) | (x == 1.0), 1.0, tl.where(x < 0.0, negative, size))
 ''',
     "floordiv": '''

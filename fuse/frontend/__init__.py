@@ -5,7 +5,7 @@ from torch import fx
 
 from fuse.frontend.candidates import Candidate, find_candidates
 from fuse.frontend.importer import Imported, import_candidate
-from fuse.frontend.supported import streamable, supported
+from fuse.frontend.supported import streamable, supported, worthwhile
 from fuse.log import miss_of
 from fuse.options import Options
 from fuse.reasons import Miss

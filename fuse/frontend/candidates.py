@@ -19,10 +19,11 @@ import torch
 from torch import fx
 
 from fuse.frontend.context import mutated_arguments
-from fuse.frontend.shadow import Shadow, Value, called, example, where
+from fuse.frontend.shadow import Shadow
 from fuse.frontend.symbols import numel_hint, symbol_hints
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import product_of
+from fuse.frontend.value import Value, called, example, where
 from fuse.frontend.views import source
 from fuse.reasons import Miss, Refused
 
@@ -163,17 +164,24 @@ def _is_anchor(shadow: Shadow, node: fx.Node) -> bool:
     return smallest_read(value) is not None
 
 
-def smallest_read(v: Value) -> int | None:
-    """Elements that the smaller operand of a contraction holds; None if v is no contraction (or a view of one)."""
-    while kind_of(v) == "view" and source(v).node is v.node:
-        v = source(v)
-    try:
-        operands = product_of(v).operands if kind_of(v) == "contraction" else ()
-    except Refused:
-        return None
-    tensors = [example(o.node) for o in operands]
-    known = [n for t in tensors if isinstance(t, torch.Tensor) and (n := _numel(t)) is not None]
-    return min(known, default=None)
+def contractions(value: Any) -> Iterator[Value]:
+    """The contractions that a node's values are views of."""
+    for v in _flat(value):
+        while kind_of(v) == "view" and source(v).node is v.node:
+            v = source(v)
+        if kind_of(v) == "contraction":
+            yield v
+
+
+def smallest_read(value: Any) -> int | None:
+    """Elements that the smaller operand of a contraction holds; None if the value is not one (or a view of one)."""
+    for v in contractions(value):
+        try:
+            tensors = [example(o.node) for o in product_of(v).operands]
+        except Refused:
+            return None
+        return min((n for t in tensors if isinstance(t, torch.Tensor) and (n := _numel(t)) is not None), default=None)
+    return None
 
 
 # ---- closures ---------------------------------------------------------------------------------------------------
@@ -189,7 +197,7 @@ def consumers(node: fx.Node) -> Iterator[fx.Node]:
 def asks_for_shape(user: fx.Node) -> bool:
     name = called(user)
     return name in ("size", "dim", "numel", "stride", "sym_size") or \
-        name == "getattr" and len(user.args) > 1 and user.args[1] in ("shape", "ndim", "dtype", "device")
+        (name == "getattr" and len(user.args) > 1 and user.args[1] in ("shape", "ndim", "dtype", "device"))
 
 
 def _closure(shadow: Shadow, anchor: fx.Node) -> set[fx.Node]:
@@ -220,7 +228,7 @@ def _stays_large(shadow: Shadow, user: fx.Node, top: int, least: int, virtual: s
     values = list(_flat(shadow.value(user)))
     if not values or not all(_streams(v, user, virtual) for v in values):
         return False
-    return total >= NARROWEST * top or total >= least and all(_selects(v) for v in values)
+    return total >= NARROWEST * top or (total >= least and all(_selects(v) for v in values))
 
 
 def _selects(v: Value) -> bool:
@@ -235,14 +243,14 @@ def _selects(v: Value) -> bool:
 def _streams(v: Value, user: fx.Node, virtual: set[fx.Node]) -> bool:
     """Is v made from the virtual values by ops that can be part of one sweep?"""
     kind = kind_of(v)
-    if kind in ("", "contraction") or kind == "gather" and v.op not in ("index", "index_select", "gather", "take_along_dim"):
+    if kind in ("", "contraction") or (kind == "gather" and v.op not in ("index", "index_select", "gather", "take_along_dim")):
         return False
     return all(s.node is not user or s.op is None or _streams(s, user, virtual) or not _touches(s, virtual)
                for s in v.sources())
 
 
 def _touches(v: Value, virtual: set[fx.Node]) -> bool:
-    return v.node in virtual or any(s.node in virtual or s.node is v.node and _touches(s, virtual) for s in v.sources())
+    return v.node in virtual or any(s.node in virtual or (s.node is v.node and _touches(s, virtual)) for s in v.sources())
 
 
 def _flat(value: Any) -> Iterator[Value]:
@@ -302,7 +310,9 @@ def _total(nodes: Iterable[fx.Node]) -> int:
 
 def _exits_too_big(group: _Group, leaving: int, total: int) -> Miss:
     anchor = group.anchors[0]
-    return Miss("EXITS_TOO_BIG", where(anchor), lambda: f"{leaving} elements leave the {total} of {anchor.name}")
+    through = lambda: ", ".join(sorted({called(u) for u in group.users})[:4])  # noqa: E731
+    return Miss("EXITS_TOO_BIG", where(anchor),
+                lambda: f"{leaving} elements leave the {total} of {anchor.name} through {through()}")
 
 
 # ---- exits ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,16 +21,17 @@ from torch import fx
 from fuse.frontend.bind import bind_sizes
 from fuse.frontend.candidates import Candidate
 from fuse.frontend.index import Linear, Split
-from fuse.frontend.shadow import Value, example, where
-from fuse.frontend.symbols import shape_of, symbol_hints
+from fuse.frontend.operands import WIDTH, Operands, compute_type
+from fuse.frontend.symbols import number, shape_of, symbol_hints
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import contract
 from fuse.frontend.tables_gather import ARRANGED, GATHERS
-from fuse.frontend.tables_pointwise import POINTWISE, WIDTH, Operands, compute_type
+from fuse.frontend.tables_pointwise import POINTWISE
 from fuse.frontend.tables_reduce import FREE, REDUCTIONS, SHAPED
 from fuse.frontend.unify import unify
+from fuse.frontend.value import Value, example, where
 from fuse.frontend.views import VIEWS, Index, broadcast, source
-from fuse.ir.expr import COMPLEXES, FLOATS, INTEGERS, Axis, Buffer, Expr, IRError, cast, make, read
+from fuse.ir.expr import COMPLEXES, FLOATS, INTEGERS, Axis, Buffer, Expr, cast, make, read
 from fuse.ir.program import Output, Program, Term
 from fuse.ir.size import Size, product
 from fuse.reasons import Miss, Refused
@@ -64,8 +66,8 @@ def import_candidate(candidate: Candidate) -> Imported | Miss:
             splits[split.axis.name] = split.inner
         except Refused as refused:
             return refused.miss
-        except IRError as error:
-            return Miss("INTERNAL", candidate.where, str(error))
+        except Exception as error:  # a bug of ours costs one region, and says so
+            return Miss("INTERNAL", candidate.where, f"{type(error).__name__}: {error}")
     return Miss("UNSUPPORTED_VIEW", candidate.where, f"more than {MAX_SPLITS} splits of axes")
 
 
@@ -80,6 +82,7 @@ class Pull:
         self.extents: dict[str, Size] = {}
         self.bound_names: set[str] = set()
         self.free: dict[Value, bool] = {}
+        self.last = max(candidate.shadow.position[n] for n in candidate.exits)
 
     # ---- axes --------------------------------------------------------------------------------------------------
 
@@ -104,7 +107,7 @@ class Pull:
         """
         taken = {a.name for i in index for a in i.axes}
         name = f"{v.node.name}.{tag}" if v.stored else f"{v.node.name}.{v.op}.{tag}"
-        while any(t == name or t.startswith(name) and t[len(name):].strip("oi") == "" for t in taken) \
+        while any(t == name or (t.startswith(name) and t[len(name):].strip("oi") == "") for t in taken) \
                 or self.extents.get(name, extent) != extent:
             name += "'"
         self.extents[name] = extent
@@ -126,6 +129,10 @@ class Pull:
         """v at idx, as `user` sees it: what was computed without gradients carries none."""
         found = self.at(v, tuple(idx), rounded)
         return make("stop", found) if user.grad and not v.grad and found.dtype in FLOATS else found
+
+    def scalar(self, user: Value, x: Any, dtype: str) -> Expr:
+        """A number among the arguments, which Dynamo may pass as a tensor."""
+        return cast(self.at_argument(user, x, ()), dtype) if isinstance(x, Value) else number(x, dtype)
 
     def at(self, v: Value, idx: Index, rounded: str | None = None) -> Expr:
         """v at idx. `rounded`: the type to which an operand read from storage is rounded first (autocast)."""
@@ -193,7 +200,7 @@ class Pull:
         if v not in self.free:
             if v.stored and v.node in self.candidate.shadow.data:
                 return False
-            self.free[v] = v.op in FREE and v.op not in ("full_like",) and not any(s for s in _fills(v)) or (
+            self.free[v] = (v.op in FREE and v.op not in ("full_like",) and not any(s for s in _fills(v))) or (
                 v.op is not None and kind_of(v) in ("view", "pointwise", "shaped") and v.node not in self.candidate.dependent
                 and any(True for _ in v.sources()) and all(map(self.is_free, v.sources())))
         return self.free[v]
@@ -208,10 +215,12 @@ class Pull:
         return tuple(a for a, n in sizes.items() if 4 * n >= widest)
 
     def _read(self, v: Value, idx: Index, rounded: str | None) -> Expr:
-        if not v.stored or v.opaque == "MUTATION":
+        if not v.stored:
             raise Refused(Miss(v.opaque or "UNSUPPORTED_OP", v.where, lambda: f"{v.node.name} ({v.node.target})"))
         if v.dtype not in DTYPES:
             raise Refused(Miss("UNSUPPORTED_DTYPE", v.where, v.dtype))
+        if self.candidate.shadow.mutated_between(v.node, v.since, self.last):
+            raise Refused(Miss("MUTATION", v.where, lambda: f"{v.node.name} changes while it is in use"))
         dtype = rounded if rounded and v.dtype in FLOATS and WIDTH[v.dtype] > WIDTH[rounded] else v.dtype
         key = (v.node, dtype)
         if key not in self.inputs:
@@ -279,7 +288,6 @@ class _Importer:
         outputs, anchors = unify(outputs, pull.wide_anchors())
         nodes = tuple(node for node, _ in pull.inputs)
         buffers = tuple(pull.inputs.values())
-        self._check_mutation(nodes)
         hints = symbol_hints(example(n) for n in (*nodes, *candidate.exits))
         program = bind_sizes(Program(buffers, outputs, anchors=anchors, hints=tuple(sorted(hints.items()))), candidate.where)
         return Imported(program, nodes, candidate.exits, candidate.anchors, candidate, candidate.where)
@@ -295,15 +303,6 @@ class _Importer:
         if found.dtype in FLOATS and not _differentiable(node):
             found = make("stop", found)
         return Output(Buffer(f"out{k}", v.dtype, shape_of(example(node))), (Term(tuple(i.expr() for i in index), found),))
-
-    def _check_mutation(self, inputs: tuple[fx.Node, ...]) -> None:
-        """An input that changes while the region's values are alive would be read at the wrong time."""
-        candidate, shadow = self.candidate, self.candidate.shadow
-        first = min(shadow.position[n] for n in candidate.virtual)
-        last = max(shadow.position[n] for n in candidate.exits)
-        for node in inputs:
-            if shadow.mutated_between(node, first, last):
-                raise Refused(Miss("MUTATION", where(node), lambda n=node: f"{n.name} changes while it is in use"))
 
 
 def _differentiable(node: fx.Node) -> bool:

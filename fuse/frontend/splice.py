@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from fuse.frontend.context import contexts, mutated_arguments
+from fuse.frontend.reorder import raise_inputs
 from fuse.frontend.shadow import where
+from fuse.private import HigherOrderOperator, OpOverload, memory_of
 from fuse.reasons import Miss
 from fuse.runtime import ops  # noqa: F401  (defines torch.ops.fuse)
 
@@ -43,6 +45,7 @@ def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str
     """
     moved = {} if moved is None else moved
     inputs = [moved.get(n, n) for n in inputs]
+    raise_inputs(graph, inputs, exits, between(inputs, exits))
     place = find_place(graph, inputs, exits)
     if isinstance(place, Miss):
         return place
@@ -147,8 +150,8 @@ def removable(graph: Graph, members: set[Node], exits: Sequence[Node]) -> set[No
     A node that writes in place goes only if nothing that stays, and no exit that is read, shares the memory it writes.
     """
     leaving, own = set(exits), storages(members)
-    dead = {m for m in members if not _has_effect(m)}
-    dead |= {n for n in graph.nodes if (written := mutated(n)) and storages(written) <= own and not _has_effect(n)}
+    dead = {m for m in members if not has_effect(m)}
+    dead |= {n for n in graph.nodes if (written := mutated(n)) and storages(written) <= own and not has_effect(n)}
     writers = [m for m in dead if mutated(m)]
     while True:
         kept = {m for m in dead - leaving if not dead.issuperset(m.users)}
@@ -162,18 +165,18 @@ def removable(graph: Graph, members: set[Node], exits: Sequence[Node]) -> set[No
         dead -= kept
 
 
-def _has_effect(node: Node) -> bool:
+def has_effect(node: Node) -> bool:
     """True for what must run even if nobody reads its result and it writes to no tensor."""
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return target._schema.is_mutable
-    return node.op == "call_module" or isinstance(target, torch._ops.HigherOrderOperator) \
+    return node.op == "call_module" or isinstance(target, HigherOrderOperator) \
         or getattr(target, "__name__", "").startswith(("_assert", "_set_grad", "_enter_", "_exit_", "_check"))
 
 
 def mutated(node: Node) -> list[Node]:
     """The nodes whose tensors `node` writes to."""
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, HigherOrderOperator):
         return node.all_input_nodes if _body_writes(node) else []
     return mutated_arguments(node)
 
@@ -196,12 +199,5 @@ def storages(nodes: Iterable[Node]) -> set[int]:
     for node in nodes:
         for value in _flat(node.meta.get("example_value")):
             if isinstance(value, Tensor):
-                found.add(_storage(value))
+                found.add(memory_of(value))
     return found
-
-
-def _storage(value: Tensor) -> int:
-    try:
-        return int(value.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):    # a subclass without storage of its own
-        return -1

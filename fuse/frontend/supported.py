@@ -5,13 +5,41 @@ The importer can express more (attention, several distributions); each is enable
 from __future__ import annotations
 
 from fuse.frontend.candidates import Candidate, _flat
-from fuse.frontend.shadow import where
 from fuse.frontend.tables import kind_of
+from fuse.frontend.value import where
 from fuse.ir.expr import Axis, Expr, topological
 from fuse.ir.program import Program
+from fuse.ir.size import product
 from fuse.reasons import Miss
 
 SWEEPS = ("sum", "max", "argmax", "lse", "pick")
+
+
+WIDE, LONG = 16, 320      # numbers a row, products per element
+
+
+def worthwhile(candidate: Candidate) -> Miss | None:
+    """The Miss of a candidate that recomputing makes slower: a long contraction made again for a wide result.
+
+    An element costs 2K flops to make again and saves about five accesses of 4 bytes. At 32 flops per byte, what a
+    machine does while it moves a byte, that pays up to K = 320: attention's heads do, the hidden layer of an MLP does
+    not. A result of a few numbers a row is bought for its memory whatever K is.
+    """
+    numbers = lambda sizes: product(sizes).evaluate({s: candidate.hints.get(s, 1) for e in sizes for s in e.symbols})  # noqa: E731
+    longest = 0
+    for anchor in candidate.anchors:
+        for v in contractions(candidate.shadow.value(anchor)):
+            p = product_of(v)
+            longest = max(longest, numbers(p.extents[c] for c in p.contracted) if p.contracted else 1)
+    for node in candidate.exits:
+        for v in contractions(candidate.shadow.value(node)):
+            p = product_of(v)
+            virtual = [set(s) for s, o in zip(p.letters, p.operands, strict=True) if o.node in candidate.virtual]
+            width = numbers(p.extents[c] for c in p.out if not any(c in s for s in virtual))
+            if width >= WIDE and longest > LONG:
+                return Miss("NOT_WORTH_IT", candidate.where,
+                            f"{2 * longest} flops an element of {candidate.anchors[0].name}, {width} numbers a row in {node.name}")
+    return None
 
 
 def supported(candidate: Candidate) -> Miss | None:
@@ -20,9 +48,8 @@ def supported(candidate: Candidate) -> Miss | None:
         names = ", ".join(n.name for n in candidate.anchors)
         return Miss("TARGET_LACKS", candidate.where, f"{len(candidate.anchors)} contractions in one region: {names}")
     for node in candidate.exits:
-        for v in _flat(candidate.shadow.value(node)):
-            if kind_of(v) == "contraction":
-                return Miss("TARGET_LACKS", where(node), f"{node.name} contracts the virtual value with another tensor")
+        for _ in contractions(candidate.shadow.value(node)):
+            return Miss("TARGET_LACKS", where(node), f"{node.name} contracts the virtual value with another tensor")
     return None
 
 

@@ -1,7 +1,7 @@
 """Sizes and scalars of Dynamo's graph: SymInts become extents, symbolic numbers become expressions."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -87,18 +87,18 @@ def number(value: Any, dtype: str) -> Expr:
             raise Refused(Miss("UNBOUND_SIZE", None, lambda: f"the number {value} is not a polynomial of sizes"))
         return cast(size(value), dtype)
     if isinstance(value, sympy.Basic):
-        return cast(_symbolic(value, dtype if dtype in FLOATS else "float32"), dtype)
+        return cast(symbolic(value, dtype if dtype in FLOATS else "float32", {}), dtype)
     return const(value, dtype)
 
 
-def _symbolic(expr: sympy.Basic, dtype: str) -> Expr:
-    """sympy arithmetic over sizes, evaluated in floating point."""
+def symbolic(expr: sympy.Basic, dtype: str, known: Mapping[str, Expr]) -> Expr:
+    """sympy arithmetic over sizes and the numbers in `known`, evaluated in floating point."""
     name = type(expr).__name__
     if expr.is_number and expr.is_real:
         return const(float(expr), dtype)
     if expr.is_Symbol:
-        return cast(size(Size.symbol(str(expr))), dtype)
-    args = [_symbolic(a, dtype) for a in expr.args]
+        return cast(known[str(expr)] if str(expr) in known else size(Size.symbol(str(expr))), dtype)
+    args = [symbolic(a, dtype, known) for a in expr.args]
     if expr.is_Add or expr.is_Mul:
         total = args[0]
         for arg in args[1:]:

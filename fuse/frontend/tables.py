@@ -1,13 +1,12 @@
 """What kind of thing an ATen value is: which table holds its rule, and so what a candidate may do with it."""
 from __future__ import annotations
 
-from fuse.frontend.shadow import Value
 from fuse.frontend.tables_contract import CONTRACTIONS
 from fuse.frontend.tables_gather import ARRANGED, GATHERS
 from fuse.frontend.tables_pointwise import POINTWISE
 from fuse.frontend.tables_reduce import FREE, REDUCTIONS, SHAPED
+from fuse.frontend.value import Value
 from fuse.frontend.views import VIEWS
-
 
 ELEMENTWISE = ("kl_div", "mse_loss", "binary_cross_entropy_with_logits")     # with reduction="none"
 

@@ -3,14 +3,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fuse.frontend.index import Linear
-from fuse.frontend.shadow import Value
-from fuse.frontend.symbols import number
-from fuse.frontend.tables_pointwise import compute_type, harmonise
+from fuse.frontend.operands import compute_type, harmonise
+from fuse.frontend.value import Value
 from fuse.frontend.views import Index, broadcast
-from fuse.ir.expr import Expr, make, sum_
+from fuse.ir.expr import Axis, Expr, make, sum_
+from fuse.ir.size import Size
 from fuse.reasons import Miss, Refused
 
 if TYPE_CHECKING:
@@ -27,6 +28,16 @@ class Product:
     extra: Value | None = None
     alpha: Any = 1
     beta: Any = 1
+
+    @cached_property
+    def extents(self) -> dict[str, Size]:
+        """The extent of every letter; a dimension of size 1 broadcasts."""
+        found: dict[str, Size] = {}
+        for letters, operand in zip(self.letters, self.operands, strict=True):
+            for c, extent in zip(letters, operand.shape, strict=True):
+                if found.get(c, Size.of(1)) == 1:
+                    found[c] = extent
+        return found
 
     @property
     def contracted(self) -> str:
@@ -93,27 +104,20 @@ def product_of(v: Value) -> Product:
     try:
         return CONTRACTIONS[v.op or ""](v)
     except (AssertionError, ValueError, IndexError, KeyError) as error:
-        raise Refused(Miss("UNSUPPORTED_OP", v.where, lambda: f"{v.op}: {error}")) from error
+        raise Refused(Miss("UNSUPPORTED_OP", v.where, f"{v.op}: {error}")) from error
 
 
 def contract(pull: Pull, v: Value, idx: Index) -> Expr:
     """The contraction at one index. Operands wider than the result were rounded to its type by autocast."""
     p = product_of(v)
-    spelled = "".join(p.letters)
-    extents: dict[str, Any] = {}
-    for letters, operand in zip(p.letters, p.operands, strict=True):
-        for c, extent in zip(letters, operand.shape, strict=True):
-            if extents.get(c, 1) == 1:
-                extents[c] = extent
     at = dict(zip(p.out, idx, strict=True))
-    axes = []
+    axes: list[Axis] = []
     for c in p.contracted:
-        at[c], new = pull.bound(v, f"{c}" if c not in "k" or len(p.contracted) > 1 else "k", extents[c], idx)
+        at[c], new = pull.bound(v, c, p.extents[c], idx)
         axes += new
     rounded = v.dtype if compute_type(v.dtype) != v.dtype else None
     factors = [pull.at_argument(v, operand, _index(letters, operand.shape, at), rounded)
                for letters, operand in zip(p.letters, p.operands, strict=True)]
-    assert spelled or factors
     factors = harmonise(*factors, dtype=v.dtype)
     total = factors[0]
     for factor in factors[1:]:
@@ -122,11 +126,11 @@ def contract(pull: Pull, v: Value, idx: Index) -> Expr:
     if pull.is_anchor(v):
         pull.anchors.append(total)
     if p.alpha != 1:
-        total = total * number(p.alpha, total.dtype)
+        total = total * pull.scalar(v, p.alpha, total.dtype)
     if p.extra is None or p.beta == 0:
         return total
     extra, total = harmonise(pull.at_argument(v, p.extra, broadcast(p.extra.shape, idx), rounded), total)
-    return total + (extra if p.beta == 1 else extra * number(p.beta, extra.dtype))
+    return total + (extra if p.beta == 1 else extra * pull.scalar(v, p.beta, extra.dtype))
 
 
 def _index(letters: str, shape: Sequence[Any], at: dict[str, Linear]) -> Index:

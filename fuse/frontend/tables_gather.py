@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fuse.frontend.index import ZERO, Linear, linear
-from fuse.frontend.shadow import Value
-from fuse.frontend.tables_pointwise import compute_type, convert, harmonise
+from fuse.frontend.operands import compute_type, convert, harmonise
 from fuse.frontend.tables_reduce import Rule
+from fuse.frontend.value import Value
 from fuse.frontend.views import Index, broadcast, dim, slice_bounds, source, wrap
 from fuse.ir.expr import FLOATS, Axis, Expr, cast, const, make, reduce_, size, sum_, where
 from fuse.ir.size import Size, product
@@ -112,7 +112,7 @@ def _nll(pull: Pull, v: Value, rows: Index, class_dim: int, logits: bool) -> tup
     """(loss of each row, is the row counted, weight of its class or None)."""
     src, target = source(v), v.args["target"]
     y = cast(pull.at_argument(v, target, rows), "int64")
-    valid = make("ne", y, const(int(v.args["ignore_index"]), "int64"))
+    valid = make("ne", y, pull.scalar(v, v.args["ignore_index"], "int64"))
     at: list[Linear | None] = [*rows[:class_dim], None, *rows[class_dim:]]
     safe = where(valid, y, 0)
     if logits:
@@ -167,12 +167,12 @@ def _cross_entropy(pull: Pull, v: Value, idx: Index) -> Expr:
     src, target = source(v), v.args["target"]
     class_dim = min(len(src.shape) - 1, 1)
     rows, axes = _rows(pull, v, idx, class_dim)
-    smoothing = float(v.args["label_smoothing"])
+    smoothed = isinstance(v.args["label_smoothing"], Value) or v.args["label_smoothing"] != 0
     if target.dtype in FLOATS:
-        return _soft_cross_entropy(pull, v, rows, axes, class_dim, smoothing)
+        return _soft_cross_entropy(pull, v, rows, axes, class_dim, smoothed)
     loss, valid, scale = _nll(pull, v, rows, class_dim, logits=True)
     hard = _averaged(v, loss, valid, scale, axes)
-    if not smoothing:
+    if not smoothed:
         return hard
     x, classes, position = _class_axis(pull, v, rows, class_dim)
     each = -make("sub_lse", x, reduce_("lse", x, *classes))
@@ -181,17 +181,18 @@ def _cross_entropy(pull: Pull, v: Value, idx: Index) -> Expr:
     smooth = sum_(where(valid, sum_(each, *classes), 0), *axes)
     if int(v.args["reduction"]) == 1:
         smooth = smooth / sum_(_counted(valid, scale, loss.dtype), *axes)
-    share = const(smoothing, smooth.dtype) / cast(size(src.shape[class_dim]), smooth.dtype)
-    return hard * (1 - smoothing) + smooth * share
+    part = pull.scalar(v, v.args["label_smoothing"], smooth.dtype)
+    return hard * (1 - part) + smooth * (part / cast(size(src.shape[class_dim]), smooth.dtype))
 
 
-def _soft_cross_entropy(pull: Pull, v: Value, rows: Index, axes: list[Axis], class_dim: int, smoothing: float) -> Expr:
+def _soft_cross_entropy(pull: Pull, v: Value, rows: Index, axes: list[Axis], class_dim: int, smoothed: bool) -> Expr:
     """Targets are probabilities: - sum_v t_v w_v (x_v - L), and the mean is over rows."""
     x, classes, position = _class_axis(pull, v, rows, class_dim)
     t = pull.at_argument(v, v.args["target"], (*rows[:class_dim], position, *rows[class_dim:]))
     x, t = harmonise(x, t)
-    if smoothing:
-        t = t * (1 - smoothing) + const(smoothing, t.dtype) / cast(size(source(v).shape[class_dim]), t.dtype)
+    if smoothed:
+        part = pull.scalar(v, v.args["label_smoothing"], t.dtype)
+        t = t * (1 - part) + part / cast(size(source(v).shape[class_dim]), t.dtype)
     each = make("sub_lse", x, reduce_("lse", x, *classes)) * t
     if v.args.get("weight") is not None:
         each = each * convert(pull.at_argument(v, v.args["weight"], (position,)), v.dtype)

@@ -1,91 +1,16 @@
-"""Pointwise ATen ops as expressions, by overload packet. A rule gets the operands at one index and the value's own record.
-
-Arithmetic happens in the compute type: float32 for anything narrower. A value that is never stored is never rounded to
-its storage type, so a narrowing float cast is the identity; casts to integers and booleans are semantics and stay.
-"""
+"""Pointwise ATen ops as expressions, by overload packet. A rule gets the operands at one index and the value's own record."""
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from fuse.frontend.shadow import Value
-from fuse.frontend.symbols import number
+from fuse.frontend.operands import Operands, convert
+from fuse.frontend.symbols import symbolic
+from fuse.frontend.value import Value
 from fuse.ir.expr import COMPLEXES, FLOATS, INTEGERS, Expr, cast, const, make, where
 from fuse.reasons import Miss, Refused
-
-WIDTH = {"bool": 0, "uint8": 1, "int8": 1, "int16": 2, "int32": 3, "int64": 4, "float16": 5, "bfloat16": 5, "float32": 6,
-         "float64": 7, "complex64": 8, "complex128": 9}
-
-
-def compute_type(dtype: str) -> str:
-    """The type in which values of this element type are computed."""
-    return "float32" if dtype in ("bfloat16", "float16") else dtype
-
-
-def convert(x: Expr, dtype: str) -> Expr:
-    """x as a value of graph type `dtype`: floats are widened as needed, never rounded."""
-    target = compute_type(dtype)
-    if x.dtype in FLOATS and target in FLOATS and WIDTH[x.dtype] >= WIDTH[target]:
-        return x
-    return cast(x, target)
-
-
-def widest(*dtypes: str) -> str:
-    """Promotion of compute types; an integer beside a float is that float."""
-    top = max(dtypes, key=WIDTH.__getitem__)
-    return "complex128" if top == "complex64" and "float64" in dtypes else top
-
-
-def harmonise(*xs: Expr, dtype: str = "bool") -> list[Expr]:
-    """The operands in one type, at least the compute type of `dtype`."""
-    common = widest(compute_type(dtype), *(x.dtype for x in xs))
-    return [cast(x, common) for x in xs]
-
-
-class Operands:
-    """The arguments of one pointwise op at one index, as expressions. Numbers take the type of the result."""
-
-    def __init__(self, value: Value, fetch: Callable[[str], Expr | None]):
-        self.value, self.fetch = value, fetch
-
-    def raw(self, name: str) -> Any:
-        return self.value.args.get(name)
-
-    def tensor(self, name: str) -> Expr | None:
-        arg = self.raw(name)
-        return self.fetch(name) if isinstance(arg, Value) else None
-
-    def maybe(self, name: str, dtype: str | None = None) -> Expr | None:
-        """The argument as an expression in its own type; numbers in `dtype` or the result's compute type."""
-        arg = self.raw(name)
-        if arg is None:
-            return None
-        return self.fetch(name) if isinstance(arg, Value) else number(arg, dtype or compute_type(self.value.dtype))
-
-    def __call__(self, *names: str) -> list[Expr]:
-        """The named arguments in the type of the result."""
-        found = [self.maybe(n) for n in names]
-        assert all(x is not None for x in found), (self.value, names)
-        return harmonise(*(x for x in found if x is not None), dtype=self.value.dtype)
-
-    def compared(self, a: str, b: str) -> list[Expr]:
-        """Two arguments of a comparison, promoted among themselves: a number takes its partner's type."""
-        x, y = self.tensor(a), self.tensor(b)
-        like = x if x is not None else y
-        assert like is not None
-        other = self.raw(b if x is not None else a)
-        if x is None or y is None:
-            dtype = "float32" if isinstance(other, (float, torch.SymFloat)) and like.dtype not in FLOATS else like.dtype
-            if like.dtype == "bool" and not isinstance(other, bool):
-                dtype = widest(dtype, "int64")
-            constant = number(other, dtype)
-            x, y = (constant, y) if x is None else (x, constant)
-        assert x is not None and y is not None
-        return harmonise(x, y)
-
 
 Rule = Callable[[Operands], Expr]
 
@@ -102,6 +27,14 @@ def _float(f: Callable[[Expr], Expr]) -> Rule:
     return lambda o: f(*o("self"))
 
 
+def _part(op: str) -> Rule:
+    def rule(o: Operands) -> Expr:
+        x = o.tensor("self")
+        assert x is not None
+        return make(op, x) if x.dtype in COMPLEXES else x
+    return rule
+
+
 def _binary(op: str) -> Rule:
     return lambda o: make(op, *o("self", "other"))
 
@@ -113,23 +46,23 @@ def _compare(op: str, swap: bool = False) -> Rule:
     return rule
 
 
-def _scaled(x: Expr, factor: Any) -> Expr:
-    return x if factor is None or factor == 1 else x * number(factor, x.dtype)
+def _scaled(o: Operands, x: Expr, name: str) -> Expr:
+    return x if o.raw(name) in (None, 1) else x * o.number(name, x.dtype)
 
 
 def _add(o: Operands) -> Expr:
     a, b = o("self", "other")
-    return a + _scaled(b, o.raw("alpha"))
+    return a + _scaled(o, b, "alpha")
 
 
 def _sub(o: Operands) -> Expr:
     a, b = o("self", "other")
-    return a - _scaled(b, o.raw("alpha"))
+    return a - _scaled(o, b, "alpha")
 
 
 def _rsub(o: Operands) -> Expr:
     a, b = o("self", "other")
-    return b - _scaled(a, o.raw("alpha"))
+    return b - _scaled(o, a, "alpha")
 
 
 def _mul(o: Operands) -> Expr:
@@ -202,12 +135,12 @@ def _relu(x: Expr) -> Expr:
 
 def _leaky(o: Operands) -> Expr:
     (x,) = o("self")
-    return where(make("lt", const(0, x.dtype), x), x, x * number(o.raw("negative_slope"), x.dtype))
+    return where(make("lt", const(0, x.dtype), x), x, x * o.number("negative_slope", x.dtype))
 
 
 def _elu(o: Operands) -> Expr:
     (x,) = o("self")
-    alpha, scale, inner = (number(o.raw(n), x.dtype) for n in ("alpha", "scale", "input_scale"))
+    alpha, scale, inner = (o.number(n, x.dtype) for n in ("alpha", "scale", "input_scale"))
     zero = const(0, x.dtype)
     negative = make("expm1", make("minimum", x, zero) * inner) * alpha * scale
     return where(make("le", x, zero), negative, x * scale)
@@ -301,7 +234,7 @@ def xlogy(a: Expr, b: Expr) -> Expr:
 def _addc(op: str) -> Rule:
     def rule(o: Operands) -> Expr:
         x, a, b = o("self", "tensor1", "tensor2")
-        return x + _scaled(make(op, a, b), o.raw("value"))
+        return x + _scaled(o, make(op, a, b), "value")
     return rule
 
 
@@ -336,6 +269,12 @@ def _dropout(o: Operands) -> Expr:
     return x
 
 
+def _number(o: Operands) -> Expr:
+    """Python arithmetic on floats that Dynamo passes as 0-d tensors."""
+    names = [n for n in o.value.args if n != "expr"]
+    return symbolic(o.raw("expr"), "float64", {n: o.fetch(n) for n in names})
+
+
 def _remainder(o: Operands) -> Expr:
     a, b = o("self", "other")
     if a.dtype in INTEGERS and o.value.op == "remainder":
@@ -364,7 +303,7 @@ def _scale(factor: float, op: str) -> Rule:
 POINTWISE: dict[str, Rule] = {
     **{n: _unary(n) for n in ("exp", "log", "log1p", "expm1", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos", "erf",
                               "neg", "abs", "sign", "conj")},
-    "negative": _unary("neg"), "absolute": _unary("abs"), "sgn": _unary("sign"),
+    "real": _part("real"), "imag": _part("imag"), "negative": _unary("neg"), "absolute": _unary("abs"), "sgn": _unary("sign"),
     "floor": _float(lambda x: make("floor", x) if x.dtype in FLOATS else x),
     "ceil": _float(lambda x: -make("floor", -x) if x.dtype in FLOATS else x),
     "square": _float(lambda x: x * x), "reciprocal": _float(lambda x: const(1, x.dtype) / x),
@@ -387,6 +326,6 @@ POINTWISE: dict[str, Rule] = {
     "where": _where, "masked_fill": _masked_fill, "clamp": _clamp_rule("min", "max"), "clip": _clamp_rule("min", "max"),
     "clamp_min": _clamp_rule("min", None), "clamp_max": _clamp_rule(None, "max"),
     "hardtanh": _clamp_rule("min_val", "max_val"), "threshold": _threshold,
-    "to": _to, "_to_copy": _to, "type_as": _to, "fill": _copy, "copy": _copy,
+    "number": _number, "to": _to, "_to_copy": _to, "type_as": _to, "fill": _copy, "copy": _copy,
     "dropout": _dropout, "native_dropout": _dropout,
 }

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fuse.frontend.index import Linear
-from fuse.frontend.shadow import Value
+from fuse.frontend.operands import compute_type, convert
 from fuse.frontend.symbols import number
-from fuse.frontend.tables_pointwise import compute_type, convert, truth
+from fuse.frontend.tables_pointwise import truth
+from fuse.frontend.value import Value
 from fuse.frontend.views import Index, source
 from fuse.ir.expr import FLOATS, Axis, Expr, cast, const, make, reduce_, size, sum_, where
 from fuse.ir.size import Size, product
@@ -71,7 +72,7 @@ def _extremum(sign: int) -> Rule:
     def rule(pull: Pull, v: Value, idx: Index) -> Expr:
         x, axes, _ = body(pull, v, idx)
         if v.output == 1 or v.op in ("argmax", "argmin"):
-            if v.args.get("dim") is None and len(source(v).shape) > 1 or len(axes) != 1:
+            if (v.args.get("dim") is None and len(source(v).shape) > 1) or len(axes) != 1:
                 raise Refused(Miss("UNSUPPORTED_OP", v.where, f"{v.op} over several axes"))
             return reduce_("argmax", x if sign > 0 else -x, *axes)
         return reduce_("max", x, *axes) if sign > 0 else -reduce_("max", -x, *axes)
@@ -255,6 +256,7 @@ def _eye(pull: Pull, v: Value, idx: Index) -> Expr:
 
 # Values that depend on no tensor's elements.
 FREE: dict[str, Rule] = {
-    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _filled(0)), **dict.fromkeys(("ones", "ones_like", "new_ones"), _filled(1)),
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _filled(0)),
+    **dict.fromkeys(("ones", "ones_like", "new_ones"), _filled(1)),
     **dict.fromkeys(("full", "full_like", "new_full", "scalar_tensor", "constant"), _full), "arange": _arange, "eye": _eye,
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fuse.frontend.index import ZERO, Linear, reshape
-from fuse.frontend.shadow import Value
+from fuse.frontend.index import ZERO, Linear, divide, reshape
+from fuse.frontend.value import Value
 from fuse.ir.size import Size
 from fuse.reasons import Miss, Refused
 
@@ -98,7 +98,6 @@ def broadcast(shape: Sequence[Size], idx: Sequence[Linear]) -> tuple[Linear, ...
 
 
 def _repeat(v: Value, idx: Index) -> Sequence[Linear]:
-    from fuse.frontend.index import divide
     src = source(v).shape
     tail = idx[len(idx) - len(src):]
     out = v.shape[len(idx) - len(src):]
@@ -138,7 +137,7 @@ def _piece(v: Value, idx: Index) -> Sequence[Linear]:
     d = dim(v, rank=len(src.shape))
     if v.op == "unbind":
         return (*idx[:d], Linear.of(v.output), *idx[d:])
-    if v.op == "split_with_sizes" or v.op == "split" and isinstance(v.args.get("split_size"), (list, tuple)):
+    if v.op == "split_with_sizes" or (v.op == "split" and isinstance(v.args.get("split_size"), (list, tuple))):
         sizes = v.args.get("split_sizes", v.args.get("split_size"))
         start = sum((_as_size(s) for s in sizes[:v.output]), ZERO)
     elif v.op == "split":
@@ -167,7 +166,6 @@ def _diagonal(v: Value, idx: Index) -> Sequence[Linear]:
 
 
 def _roll(v: Value, idx: Index) -> Sequence[Linear]:
-    from fuse.frontend.index import divide
     src, out = source(v), list(idx)
     dims = v.args.get("dims") or []
     if not dims:
@@ -191,7 +189,8 @@ VIEWS: dict[str, View] = {
                      "reshape_as", "ravel"), _reshape),
     **dict.fromkeys(("alias", "contiguous", "clone", "detach", "lift_fresh_copy", "lift_fresh"),
                     _identity),
-    "permute": _permute, "transpose": _transpose, "swapaxes": _transpose, "swapdims": _transpose, "t": _reverse, "numpy_T": _reverse,
+    "permute": _permute, "transpose": _transpose, "swapaxes": _transpose, "swapdims": _transpose, "t": _reverse,
+    "numpy_T": _reverse,
     "mT": _mt, "matrix_H": _mt, "adjoint": _mt, "movedim": _movedim, "moveaxis": _movedim, "unsqueeze": _unsqueeze,
     "expand": _expand, "expand_as": _expand, "broadcast_to": _expand, "repeat": _repeat,
     "slice": _slice, "narrow": _narrow, "select": _select,

@@ -19,8 +19,10 @@ from fuse.ir.evaluate import Evaluator, evaluate_output
 from fuse.ir.expr import Buffer, Expr, topological
 from fuse.ir.index import affine
 from fuse.ir.program import Define, Output, Program, Region, Step
+from fuse.ir.reference import run_region
 from fuse.log import fail, miss_of
 from fuse.passes import Plan, restrict
+from fuse.private import memory_of
 from fuse.reasons import Miss
 
 Needs = tuple[bool, ...]
@@ -72,6 +74,7 @@ class Executable:
         self.binding = bind(self.inputs)
         self.symbols = tuple(sorted(self.binding))
         self.kernels: dict[Region, Kernel | None] = {}
+        self._launchers: dict[int, Kernel | None] = {}    # by identity; the parts keep the regions alive
         self._parts: dict[tuple[str, Needs], Part | None] = {}
 
     # ---- which program -------------------------------------------------------------------------------------------
@@ -149,7 +152,8 @@ class Executable:
     def run(self, part: Part, env: dict[str, Tensor], sizes: Sizes) -> list[Tensor]:
         """The results of `part`, contiguous and each with memory of its own. Empties `env` as it goes."""
         given = list(env.values())
-        return unaliased(self.trace(part, env, sizes), given)
+        results = unaliased(self.trace(part, env, sizes), given)
+        return [t.to(getattr(torch, b.dtype)) for b, t in zip(part.results, results, strict=True)]
 
     def trace(self, part: Part, env: dict[str, Tensor], sizes: Sizes) -> list[Tensor]:
         """The results of `part`, which may be views of what is in `env`; under a tracer, its torch operations."""
@@ -180,9 +184,10 @@ class Executable:
 
     def _launch(self, region: Region, env: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
         """One region by its kernel, or by the tiled path in plain torch where there is none or it fails."""
-        from fuse.ir.reference import run_region
-
-        kernel = self.kernels[region] if region in self.kernels else self._keep(region, self.build(region))
+        if id(region) not in self._launchers:    # hashing a region takes as long as launching a small one
+            known = region in self.kernels
+            self._launchers[id(region)] = self.kernels[region] if known else self._keep(region, self.build(region))
+        kernel = self._launchers[id(region)]
         if kernel is not None and torch.are_deterministic_algorithms_enabled() \
                 and not getattr(kernel, "deterministic", True):
             kernel = None
@@ -193,7 +198,7 @@ class Executable:
                 raise
             except Exception as error:
                 fail(miss_of(error, self.where, "LAUNCH_FAILED"), self.strict, "", error)
-                self.kernels[region] = None
+                self.kernels[region] = self._launchers[id(region)] = None
         return run_region(region, env, sizes)
 
 
@@ -248,13 +253,13 @@ def defined(step: Define, env: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
 
 def unaliased(results: Sequence[Tensor], given: Iterable[Tensor]) -> list[Tensor]:
     """The results, contiguous, each with memory of its own."""
-    taken = {t.untyped_storage()._cdata for t in given}
+    taken = {memory_of(t) for t in given}
     out = []
     for tensor in results:
         tensor = tensor.contiguous()
-        if tensor.untyped_storage()._cdata in taken:
+        if memory_of(tensor) in taken:
             tensor = tensor.clone()
-        taken.add(tensor.untyped_storage()._cdata)
+        taken.add(memory_of(tensor))
         out.append(tensor)
     return out
 

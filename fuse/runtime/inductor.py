@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from fuse.options import Options
-from fuse.private import mode_patches
+from fuse.private import CustomGraphPass, inductor_config, mode_patches
 
 aten = torch.ops.aten
 
@@ -81,9 +80,7 @@ def needs_softmax_guard() -> bool:
 
 def patches(options: Options, *, edited: bool, guarded: bool) -> dict[str, Any]:
     """The config patches for compile_fx: the user's mode, the stamp if the graph was edited, the guard if asked for."""
-    from torch._inductor import config
-
-    out = mode_patches(options.mode)
+    out, config = mode_patches(options.mode), inductor_config()
     if edited:
         out["post_grad_custom_post_pass"] = after(config.post_grad_custom_post_pass, Stamp(options))
     if guarded and needs_softmax_guard():

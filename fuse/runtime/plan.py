@@ -125,7 +125,8 @@ def target_for(tensors: list[Tensor], options: Options) -> Target:
 def key_of(program: Program, wrt: tuple[str, ...], target: str, options: Options) -> str:
     """Equal in every process that imports an equal program under equal options; sizes seen while compiling count, since
     they choose schedules."""
-    parts = (canonical_text(program), repr(sorted(wrt)), repr(sorted(program.hints)), target, options.digest)
+    parts = (canonical_text(program), repr(sorted(wrt)), repr(sorted(program.hints)), target, options.digest,
+             repr(options.strict))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

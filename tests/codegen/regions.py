@@ -217,6 +217,23 @@ def attention(dtype: str, causal: bool = True) -> Region:
     ))
 
 
+def window(dtype: str) -> Region:
+    """A causal window over (group, query) rows, with statistics, products and a second level from the same scores."""
+    g = ax("g", "G")
+    s = dot(value("q", dtype, b, g, i, d), value("k", dtype, b, j, d), d) * 0.3
+    near = make("and", make("le", iota(j), iota(i)), make("lt", iota(i), iota(j) + size(u.extent)))
+    raw, s = s, where(near, s, -INF)
+    stat = Carry("L", Kind.LSE, s, (j,), (b, g, i))
+    m = final(stat, ".m")
+    p = make("exp", s - m) / final(stat, ".l")
+    return Region("window", (j,), (b, g, i), (
+        stat, Carry("o", Kind.SUM, value("v", dtype, b, j, e), (j,), (b, g, i, e), relative_to="L"),
+        Carry("dk", Kind.SUM, p * value("q", dtype, b, g, i, d), (g, i), (b, j, d), level=1),
+        Carry("dp", Kind.SUM, p * p * value("k", dtype, b, j, d), (j,), (b, g, i, d), level=1),
+        Carry("kept", Kind.SUM, where(make("le", iota(j), iota(i)), raw * raw, 0.0), (j,), (b, g, i), level=1),
+    ))
+
+
 def attention_backward(dtype: str) -> Region:
     """dQ, and dK, dV and the gradient of a bias shared by the batch from the same tile; P from stored statistics."""
     w = wide(dtype)
@@ -327,6 +344,7 @@ CASES = [
     Case("in_one_go", in_one_go, VOCAB),
     Case("shifted", shifted, VOCAB | dict(U=11), limits=dict(at="U")),
     Case("attention", attention, HEADS, fill=masked),
+    Case("window", window, HEADS | dict(U=3)),
     Case("attention_backward", attention_backward, HEADS, fill=settled),
     Case("shared_bias", shared_bias, HEADS),
     Case("contrast", contrast, dict(I=11, J=13, D=4)),

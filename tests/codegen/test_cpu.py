@@ -4,13 +4,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.codegen.check import agrees, reference, strided
-from tests.codegen.regions import BY_NAME, CASES, Case
 from fuse.codegen import Schedule
 from fuse.codegen.cpu import TARGET
 from fuse.codegen.cpu.kernel import modes
 from fuse.codegen.lower import lower
 from fuse.reasons import Refused
+from tests.codegen.check import agrees, reference, strided
+from tests.codegen.regions import BY_NAME, CASES, Case
 
 TILES = ((4, 8), (5, 37), (64, 64), (1, 1))
 

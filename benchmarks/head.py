@@ -1,0 +1,163 @@
+"""A linear head with cross-entropy, forward and backward: eager, torch.compile and fuse, time and peak memory.
+
+    python benchmarks/head.py --rows 2048 --width 768 --vocabulary 50304 --dtype float32 --json results/head.json
+
+Times are taken in one process with the arms interleaved, so that a slow moment of the machine hits all of them; read the
+ratios. Peak memory is taken in a fresh process per arm: what the process grew to during one warm step, above what it held
+before (inputs, weights and code), so gradients count. Errors are those of the loss and the gradients against float64.
+"""
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+ARMS: dict[str, dict[str, object]] = {
+    "eager": {},
+    "inductor": {"backend": "inductor"},
+    "fuse": {"backend": "fuse"},
+    "fuse-recompute": {"backend": "fuse", "options": {"schedule": "recompute"}},
+}
+
+
+def loss(h: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(F.linear(h, weight).float(), y)
+
+
+def make(arm: str):
+    return torch.compile(loss, **ARMS[arm]) if ARMS[arm] else loss  # type: ignore[call-overload]
+
+
+def inputs(a: argparse.Namespace):
+    torch.manual_seed(0)
+    dtype = getattr(torch, a.dtype)
+    h = (torch.randn(a.rows, a.width, device=a.device)).to(dtype).requires_grad_()
+    weight = (torch.randn(a.vocabulary, a.width, device=a.device) * a.width ** -0.5).to(dtype).requires_grad_()
+    return h, weight, torch.randint(0, a.vocabulary, (a.rows,), device=a.device)
+
+
+def step(f, h, weight, y) -> float:
+    """Milliseconds of one forward and backward."""
+    h.grad = weight.grad = None
+    _synchronise(h)
+    start = time.perf_counter()
+    f(h, weight, y).backward()
+    _synchronise(h)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _synchronise(x: torch.Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def times(a: argparse.Namespace) -> dict[str, dict[str, float]]:
+    args = inputs(a)
+    arms = {arm: make(arm) for arm in a.arms}
+    cold = {arm: step(f, *args) for arm, f in arms.items()}
+    for f in arms.values():
+        step(f, *args)
+    samples: dict[str, list[float]] = {arm: [] for arm in arms}
+    for _ in range(a.repeat):
+        for arm, f in arms.items():
+            samples[arm].append(step(f, *args))
+    return {arm: {"first_ms": round(cold[arm], 1), "median_ms": round(statistics.median(s), 2), "min_ms": round(min(s), 2),
+                  "max_ms": round(max(s), 2), "n": len(s)} for arm, s in samples.items()}
+
+
+def errors(a: argparse.Namespace, arm: str) -> list[float]:
+    """Relative error of the loss, dh and dW against float64 on a slice of the problem that fits."""
+    rows = min(a.rows, 256)
+    h, weight, y = inputs(a)
+    h = h.detach()[:rows].requires_grad_()
+    found = [make(arm)(h, weight, y[:rows])]
+    found += torch.autograd.grad(found[0], [h, weight])
+    wide = [t.detach().double().requires_grad_() for t in (h, weight)]
+    want = [F.cross_entropy(F.linear(*wide), y[:rows])]
+    want += torch.autograd.grad(want[0], wide)
+    return [float((f.double() - w).abs().max() / w.abs().max()) for f, w in zip(found, want, strict=True)]
+
+
+def peak(a: argparse.Namespace, arm: str) -> float:
+    """MB above the inputs during one warm step, in this (fresh) process."""
+    f, args = make(arm), inputs(a)
+    step(f, *args)
+    args[0].grad = args[1].grad = None
+    gc.collect()
+    if a.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(f, *args)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    step(f, *args)
+    return (_resident("VmHWM") - before) / 1e6
+
+
+def _resident(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def child(a: argparse.Namespace, arm: str, what: str):
+    command = [sys.executable, __file__, "--only", what, arm, *_sizes(a)]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}     # freed blocks go back at once, for every arm alike
+    out = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if out.returncode:
+        raise RuntimeError(out.stderr)
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def _sizes(a: argparse.Namespace) -> list[str]:
+    return [f"--{n}={getattr(a, n)}" for n in ("rows", "width", "vocabulary", "dtype", "device", "threads")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--vocabulary", type=int, default=50304)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--arms", type=lambda s: s.split(","), default=list(ARMS))
+    parser.add_argument("--json", type=Path, help="write the record here")
+    parser.add_argument("--only", nargs=2, metavar=("WHAT", "ARM"), help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    if a.only:
+        print(json.dumps({"peak": peak, "errors": errors}[a.only[0]](a, a.only[1])))
+        return
+    table = times(a)
+    for arm, row in table.items():
+        row["peak_mb"] = round(child(a, arm, "peak"), 1)
+        row["error_loss"], row["error_dh"], row["error_dw"] = (float(f"{e:.1e}") for e in child(a, arm, "errors"))
+    columns = list(next(iter(table.values())))
+    print(f"{a.rows} x {a.width} x {a.vocabulary} {a.dtype} on {a.device}, {a.threads} threads, torch {torch.__version__}")
+    print("".join(f"{c:>14}" for c in ["arm", *columns]))
+    for arm, row in table.items():
+        print("".join(f"{c!s:>14}" for c in [arm, *row.values()]))
+    if a.json:
+        record = {"benchmark": "head", "rows": a.rows, "width": a.width, "vocabulary": a.vocabulary, "dtype": a.dtype,
+                  "device": a.device, "threads": a.threads, "torch": torch.__version__, "machine": platform.processor(),
+                  "arms": table}
+        a.json.parent.mkdir(parents=True, exist_ok=True)
+        a.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

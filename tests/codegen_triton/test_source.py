@@ -1,0 +1,186 @@
+"""What the target says, without running anything: texts, refusals, schedules."""
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fuse.codegen import Schedule, compile_region
+from fuse.codegen.triton import TARGET, Triton, text_of
+from fuse.codegen.triton.launch import Machine
+from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE
+from fuse.codegen.triton.schedule import halved, part
+from fuse.codegen.triton.spell import SPELLINGS
+from fuse.ir.expr import Axis, Buffer, cast, make, read, rename_axes
+from fuse.ir.ops import POINTWISE
+from fuse.ir.program import Carry, Kind, Region
+from fuse.reasons import Miss
+from tests.codegen_triton import zoo
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "triton"
+HERE = Triton(Machine("sm90", 132))
+SMALL = dict(B=2, T=9, V=64, D=64, Q=16, L=32, H=2)
+WIDE = SMALL | dict(D=768)
+
+GOLDEN_CASES = {
+    "cross_entropy": ("cross_entropy", dict(dtype="bfloat16"), WIDE),
+    "softcap": ("smoothing", dict(dtype="float16", softcap=30.0), WIDE),
+    "moments": ("entropy", dict(), SMALL),
+    "argmax": ("accuracy", dict(dtype="bfloat16"), WIDE),
+    "gradients_by_slab": ("gradients", dict(dtype="bfloat16"), WIDE),
+    "gradients_on_chip": ("gradients", dict(dtype="bfloat16"), SMALL),
+    "levels": ("two_levels", dict(dtype="bfloat16"), WIDE),
+    "attention": ("attention", dict(dtype="bfloat16"), SMALL),
+    "no_dot": ("flow", dict(), SMALL),
+}
+
+
+def source(name, sizes=SMALL, kind=None, options=None, **kw):
+    region = zoo.CASES[name](**kw).region
+    found = [s for s in HERE.schedules(region, sizes, options) if kind in (None, s.kind)]
+    return HERE.source(region, found[0])
+
+
+@pytest.mark.parametrize("golden", GOLDEN_CASES)
+def test_golden(golden, request):
+    """The text for a region; `--update-golden` writes what the target says now, for the diff to be read."""
+    name, kw, sizes = GOLDEN_CASES[golden]
+    text, path = source(name, sizes, **kw), GOLDEN / f"{golden}.py"
+    if request.config.getoption("--update-golden"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+# ---- canonical text -------------------------------------------------------------------------------------------------
+
+def test_names_are_not_text():
+    """Regions equal up to the names of axes, buffers and carries have the same source."""
+    region = zoo.gradients().region
+    axes = {a.name: Axis(f"z_{a.name}", a.extent) for c in region.carries for a in (*c.axes, *c.over)}
+    new = rename_axes([c.body for c in region.carries], axes)
+    swap = lambda group: tuple(axes[a.name] for a in group)  # noqa: E731
+    carries = tuple(Carry(f"q{c.name}", c.kind, b, swap(c.over), swap(c.axes), storage=c.storage)
+                    for c, b in zip(region.carries, new, strict=True))
+    other = Region("other", swap(region.streams), swap(region.grid), carries)
+    for schedule in HERE.schedules(region, SMALL):
+        assert HERE.source(region, schedule) == HERE.source(other, schedule)
+
+
+def test_sizes_and_tiles_are_not_text():
+    region = zoo.cross_entropy().region
+    tiles = [SimpleNamespace(tile={"row": 16 * k, "col": 16, "deep": 16 * k, "warps": k}) for k in (1, 2)]
+    texts = {HERE.source(region, HERE.schedules(region, sizes, o)[0]) for sizes in (SMALL, WIDE) for o in tiles}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_no_dot_result_is_transposed_in_the_text(name):
+    """`tl.trans` stands only around names that come from loads."""
+    for kind in (RECOMPUTE, COLUMN_SLAB):
+        lines = source(name, kind=kind if name in ("gradients",) else None, dtype="bfloat16").splitlines()
+        tainted = set()
+        for line in lines:
+            found = re.match(r"\s+(\w+) \+?= (.*)", line)
+            inherits = found and set(re.findall(r"\w+", found[2])) & tainted and "tl.sum" not in line
+            if found and (inherits or re.search(r"\bdot\(", found[2])):
+                tainted.add(found[1])
+            moved = re.search(r"tl\.(?:trans|permute)\((\w+)", line)
+            assert not moved or moved[1] not in tainted, line
+
+
+def test_importing_the_target_does_not_import_triton():
+    program = "import sys, fuse.codegen.triton; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=Path(__file__).parents[2]).returncode == 0
+
+
+# ---- the table of ops -----------------------------------------------------------------------------------------------
+
+def test_what_the_table_lacks():
+    """Complex numbers have no kernels here; the rest of what is missing never stands in a body (see the contract)."""
+    lacking = set(POINTWISE) - TARGET.capabilities.ops
+    assert lacking == {"conj", "real", "imag", "complex", "logaddexp", "exp_sub", "sub_lse", "bounded"}
+    assert set(SPELLINGS) <= set(POINTWISE)
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+def test_without_a_device_there_is_no_kernel(monkeypatch):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    region = zoo.cross_entropy().region
+    found = compile_region(region, TARGET, SMALL)
+    assert isinstance(found, Miss) and found.code == "TARGET_LACKS" and "TRITON_INTERPRET" in found.detail
+    assert TARGET.schedules(region, SMALL) == ()
+
+
+def test_refuses_double_precision():
+    found = HERE.refuses(zoo.cross_entropy(dtype="float64").region)
+    assert found is not None and found.code in ("UNSUPPORTED_DTYPE", "TARGET_LACKS")
+
+
+def test_refuses_scans_and_complex_numbers():
+    t, d = zoo.axis("t", "T"), zoo.axis("d", "D")
+    a, x = (cast(read(Buffer(n, "float32", (t.extent, d.extent)), t, d), "float32") for n in "ax")
+    scan = make("scan", a, x, axis=t, reverse=False)
+    found = HERE.refuses(Region("scan", (t,), (d,), (Carry("h", Kind.AFFINE, scan, (t,), (d,)),)))
+    assert found is not None and found.code == "TARGET_LACKS"
+    z = read(Buffer("z", "complex64", (t.extent, d.extent)), t, d)
+    found = HERE.refuses(Region("complex", (t,), (d,), (Carry("s", Kind.SUM, make("real", z), (t,), (d,)),)))
+    assert found is not None
+
+
+def test_refuses_what_no_schedule_can_emit():
+    """A tile of four dimensions."""
+    axes = i, j, d, e, f = [zoo.axis(n, n.upper()) for n in "ijdef"]
+    x = read(Buffer("x", "float32", tuple(a.extent for a in axes)), *axes)
+    found = HERE.refuses(Region("four", (j,), (i,), (Carry("s", Kind.SUM, x * x, (j,), (i, d, e, f)),)))
+    assert found is not None and found.code == "TARGET_LACKS"
+
+
+def test_a_slab_needs_a_stored_right_factor():
+    """dX = dS f(W): the product cannot leave the kernel, so wide results are computed in chunks."""
+    h = zoo.Head()
+    carry = Carry("dx", Kind.SUM, h.ds() * make("tanh", h.read_w), (h.v,), (*h.grid, h.d))
+    found = HERE.schedules(h.case("computed", carry).region, WIDE)
+    assert {s.kind for s in found} == {RECOMPUTE} and found[0].knob("chunk")
+    plain = HERE.schedules(zoo.gradient_x().region, WIDE)
+    assert plain[0].kind == COLUMN_SLAB and not plain[0].knob("chunk")
+
+
+# ---- schedules ------------------------------------------------------------------------------------------------------
+
+def test_narrow_products_stay_on_chip_and_wide_ones_go_through_a_slab():
+    region = zoo.gradients(dtype="bfloat16").region
+    assert [HERE.schedules(region, sizes)[0].kind for sizes in (SMALL, WIDE)] == [RECOMPUTE, COLUMN_SLAB]
+    assert len(text_of(region, HERE.schedules(region, SMALL)[0])[1]) == 2
+    assert len(text_of(region, HERE.schedules(region, WIDE)[0])[1]) == 1
+
+
+def test_options_force_tiles_and_knobs():
+    region = zoo.two_levels(dtype="bfloat16").region
+    forced = SimpleNamespace(tile={"row": 32, "col": 48, "deep": 16, "warps": 2})
+    for schedule in HERE.schedules(region, SMALL, forced):
+        assert [part(schedule, k).extent("row") for k in range(3)] == [32] * 3
+        assert [part(schedule, k).knob("warps") for k in range(3)] == [2] * 3
+
+
+def test_halving_touches_one_piece():
+    schedule = Schedule(tile=(("row", 64), ("col", 32), ("col.1", 128)))
+    second = halved(schedule, 1)
+    assert (part(second, 0), part(second, 1).extent("col")) == (part(schedule, 0), 64)
+    assert part(halved(schedule, 0), 0).extent("row") == 32
+    assert halved(Schedule(tile=(("row", 16), ("col", 16))), 0) is None
+
+
+def test_precision_follows_what_the_user_allows_eager(monkeypatch):
+    region = zoo.cross_entropy().region
+    assert '"ieee"' in source("cross_entropy")
+    monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: "high")
+    assert '"tf32"' in HERE.source(region, HERE.schedules(region, SMALL)[0])
+    assert '"ieee"' in HERE.source(region, Triton(Machine("gfx942", 304)).schedules(region, SMALL)[0])

@@ -1,0 +1,65 @@
+import triton
+import triton.language as tl
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    if WIDEN:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def sweep0(
+    row_begin, row_end, col_begin, col_end, span, splits, n3, s1_i0, s1_i1, x1, n4, s0_i0, s0_i2, s0_i3, s0_i4, x0,
+    s2_i0, s2_i1, s2_i3, s2_i4, x2, n5, s3_i0, s3_i1, s3_i3, s3_i5, x3, o_c0_m, o_c0_m_split, o_c0_m_i0, o_c0_m_i3,
+    o_c0_m_i2, o_c0_l, o_c0_l_split, o_c0_l_i0, o_c0_l_i3, o_c0_l_i2, o_c1, o_c1_split, o_c1_i0, o_c1_i3, o_c1_i2,
+    o_c1_i5, R: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, EVEN_R: tl.constexpr, EVEN_C: tl.constexpr,
+    INDEX: tl.constexpr, F4: tl.constexpr, EVEN_F4: tl.constexpr, WIDEN: tl.constexpr, F5: tl.constexpr,
+    EVEN_F5: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(row_end - row_begin, R)
+    batch = (pid // (tiles * splits)).to(INDEX)
+    pid = pid % (tiles * splits)
+    group = pid // (GROUP * splits)
+    height = tl.minimum(tiles - group * GROUP, GROUP)
+    inside = pid % (GROUP * splits)
+    split = inside // height
+    row = (row_begin + (group * GROUP + inside % height) * R + tl.arange(0, R)).to(INDEX)
+    row_ok = (row < row_end) | EVEN_R
+    begin = col_begin + split * span
+    end = tl.minimum(begin + span, col_end)
+    i0 = batch // n3
+    f4 = tl.arange(0, F4).to(INDEX)
+    f4_ok = (f4 < n4) | EVEN_F4
+    i3 = batch % n3
+    t4 = tl.load(x0 + i0 * s0_i0 + i3 * s0_i3 + (row * s0_i2)[:, None] + (f4 * s0_i4)[None, :], mask=row_ok[:, None] & f4_ok[None, :], other=0)
+    f5 = tl.arange(0, F5).to(INDEX)
+    f5_ok = (f5 < n5) | EVEN_F5
+    c0_m = tl.full([R], float("-inf"), tl.float32)
+    c0_l = tl.full([R], 0.0, tl.float32)
+    c1 = tl.full([R, F5], 0.0, tl.float32)
+    for column in range(begin, end, C):
+        col = (column + tl.arange(0, C)).to(INDEX)
+        col_ok = (col < end) | EVEN_C
+        t1 = tl.load(x1 + i0 * s1_i0 + col * s1_i1, mask=col_ok, other=0)
+        t2 = col[None, :] <= row[:, None]
+        t3 = t1[None, :] & t2
+        t5 = tl.load(x2 + i0 * s2_i0 + i3 * s2_i3 + (col * s2_i1)[:, None] + (f4 * s2_i4)[None, :], mask=col_ok[:, None] & f4_ok[None, :], other=0)
+        t6 = tl.trans(t5)
+        t7 = dot(t4, t6, tl.zeros([R, C], tl.float32), "ieee", WIDEN)
+        t8 = t7 * 0.3
+        t9 = tl.where(t3, t8, float("-inf"))
+        c0_s = tl.where(col_ok[None, :], t9, float("-inf"))
+        c0_n = tl.maximum(c0_m, tl.max(c0_s, 1))
+        c0_g = tl.where(c0_n == float("-inf"), 0.0, c0_n)
+        c0_x = c0_s - c0_g[:, None]
+        c0_r = tl.exp(c0_m - c0_g)
+        c0_e = tl.exp(c0_x)
+        t10 = tl.load(x3 + i0 * s3_i0 + i3 * s3_i3 + (col * s3_i1)[:, None] + (f5 * s3_i5)[None, :], mask=col_ok[:, None] & f5_ok[None, :], other=0)
+        c1 = dot(c0_e.to(tl.bfloat16), t10, c1 * c0_r[:, None], "ieee", WIDEN)
+        c0_l = c0_l * c0_r + tl.sum(c0_e, 1)
+        c0_m = c0_n
+    tl.store(o_c0_m + split * o_c0_m_split + i0 * o_c0_m_i0 + i3 * o_c0_m_i3 + (row * o_c0_m_i2), c0_m, mask=row_ok)
+    tl.store(o_c0_l + split * o_c0_l_split + i0 * o_c0_l_i0 + i3 * o_c0_l_i3 + (row * o_c0_l_i2), c0_l, mask=row_ok)
+    tl.store(o_c1 + split * o_c1_split + i0 * o_c1_i0 + i3 * o_c1_i3 + (row * o_c1_i2)[:, None] + (f5 * o_c1_i5)[None, :], c1, mask=row_ok[:, None] & f5_ok[None, :])

@@ -1,0 +1,65 @@
+import triton
+import triton.language as tl
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    if WIDEN:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def sweep0(
+    row_begin, row_end, col_begin, col_end, span, splits, n2, n1, s0_i0, s0_i1, s0_i2, x0, s1_i3, s1_i2, x1, o_c0_m,
+    o_c0_m_split, o_c0_m_i0, o_c0_m_i1, o_c0_l, o_c0_l_split, o_c0_l_i0, o_c0_l_i1, o_c2, o_c2_split, o_c2_i0, o_c2_i1,
+    o_c1, o_c1_split, o_c1_i0, o_c1_i1, o_c3, o_c3_split, o_c3_i0, o_c3_i1, R: tl.constexpr, C: tl.constexpr,
+    GROUP: tl.constexpr, EVEN_R: tl.constexpr, EVEN_C: tl.constexpr, INDEX: tl.constexpr, K2: tl.constexpr,
+    EVEN_K2: tl.constexpr, WIDEN: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(row_end - row_begin, R)
+    group = pid // (GROUP * splits)
+    height = tl.minimum(tiles - group * GROUP, GROUP)
+    inside = pid % (GROUP * splits)
+    split = inside // height
+    row = (row_begin + (group * GROUP + inside % height) * R + tl.arange(0, R)).to(INDEX)
+    row_ok = (row < row_end) | EVEN_R
+    begin = col_begin + split * span
+    end = tl.minimum(begin + span, col_end)
+    i0 = row // n1
+    i1 = row % n1
+    c0_m = tl.full([R], float("-inf"), tl.float32)
+    c0_l = tl.full([R], 0.0, tl.float32)
+    c2 = tl.full([R], 0.0, tl.float32)
+    c1 = tl.full([R], 0.0, tl.float32)
+    c3 = tl.full([R], 0.0, tl.float32)
+    for column in range(begin, end, C):
+        col = (column + tl.arange(0, C)).to(INDEX)
+        col_ok = (col < end) | EVEN_C
+        s5 = tl.zeros([R, C], tl.float32)
+        for k2_1_0 in range(0, n2, K2):
+            k2_1 = (k2_1_0 + tl.arange(0, K2)).to(INDEX)
+            k2_1_ok = (k2_1 < n2) | EVEN_K2
+            t2 = tl.load(x0 + (i0 * s0_i0 + i1 * s0_i1)[:, None] + (k2_1 * s0_i2)[None, :], mask=row_ok[:, None] & k2_1_ok[None, :], other=0)
+            t3 = tl.load(x1 + (col * s1_i3)[:, None] + (k2_1 * s1_i2)[None, :], mask=col_ok[:, None] & k2_1_ok[None, :], other=0)
+            t4 = tl.trans(t3)
+            s5 = dot(t2, t4, s5, "ieee", WIDEN)
+        c0_s = tl.where(col_ok[None, :], s5, float("-inf"))
+        c0_n = tl.maximum(c0_m, tl.max(c0_s, 1))
+        c0_g = tl.where(c0_n == float("-inf"), 0.0, c0_n)
+        c0_x = c0_s - c0_g[:, None]
+        c0_r = tl.exp(c0_m - c0_g)
+        c0_e = tl.exp(c0_x)
+        e6 = tl.where(c0_m == float("-inf"), 0.0, c0_m - c0_g)
+        c2 = (c2 + e6 * e6 * c0_l + 2.0 * e6 * c1) * c0_r + tl.sum(tl.where(col_ok[None, :], (c0_e * c0_x * c0_x), 0.0), 1)
+        c1 = (c1 + e6 * c0_l) * c0_r + tl.sum(tl.where(col_ok[None, :], (c0_e * c0_x), 0.0), 1)
+        e7 = tl.exp(c0_x * 0.7)
+        e8 = tl.exp((c0_m - c0_g) * 0.7)
+        c3 = c3 * e8 + tl.sum(e7, 1)
+        c0_l = c0_l * c0_r + tl.sum(c0_e, 1)
+        c0_m = c0_n
+    tl.store(o_c0_m + split * o_c0_m_split + (i0 * o_c0_m_i0 + i1 * o_c0_m_i1), c0_m, mask=row_ok)
+    tl.store(o_c0_l + split * o_c0_l_split + (i0 * o_c0_l_i0 + i1 * o_c0_l_i1), c0_l, mask=row_ok)
+    tl.store(o_c2 + split * o_c2_split + (i0 * o_c2_i0 + i1 * o_c2_i1), c2, mask=row_ok)
+    tl.store(o_c1 + split * o_c1_split + (i0 * o_c1_i0 + i1 * o_c1_i1), c1, mask=row_ok)
+    tl.store(o_c3 + split * o_c3_split + (i0 * o_c3_i0 + i1 * o_c3_i1), c3, mask=row_ok)
