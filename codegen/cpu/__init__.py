@@ -30,7 +30,7 @@ class Cpu:
         return schedules(region, hints, options)
 
     def source(self, region: Region, schedule: Schedule) -> str:
-        return emit.source(lower(region, schedule.kind == "slab"))
+        return emit.source(lower(region, schedule.kind == "slab"), bool(schedule.knob("native")))
 
     def build(self, region: Region, schedule: Schedule, source: str) -> Kernel:
         return CpuKernel(lower(region, schedule.kind == "slab"), schedule, library(source), source)

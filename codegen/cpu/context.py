@@ -52,10 +52,11 @@ class Work:
 
 
 class Context:
-    """`task`: workspace of each outer thread; `shared`: of the whole launch. Frames are None while not open."""
+    """`task`: workspace of each outer thread; `shared`: of the whole launch. Frames are None while not open. `native`: the
+    CPU multiplies bfloat16 faster than float32."""
 
-    def __init__(self, program: TileProgram):
-        self.program = program
+    def __init__(self, program: TileProgram, native: bool = False):
+        self.program, self.native = program, native
         self.task, self.shared = Work(), Work()
         self.top = Frame("")
         self.batch: Frame | None = None

@@ -22,13 +22,14 @@ from fuse.codegen.roles import dim_order
 from fuse.codegen.tile import Dot, Level, Load, Reduce, Skip, Store, TileProgram, Update, Value
 
 
-def source(program: TileProgram) -> str:
-    return Emitter(program).text()
+def source(program: TileProgram, native: bool = False) -> str:
+    """The C++ text; `native`: multiply bfloat16 operands as they are."""
+    return Emitter(program, native).text()
 
 
 class Emitter:
-    def __init__(self, program: TileProgram):
-        self.program, self.ctx = program, Context(program)
+    def __init__(self, program: TileProgram, native: bool):
+        self.program, self.ctx = program, Context(program, native)
         self.values = Values(self.ctx)
         self.nests = Nests(self.ctx, self.values)
         self.folds = Lanes(self.ctx, self.values, self.nests)

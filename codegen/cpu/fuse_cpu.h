@@ -280,16 +280,18 @@ using sgemm_t = void (*)(const char*, const char*, const int*, const int*, const
                          const float*, const int*, const float*, float*, const int*);
 using dgemm_t = void (*)(const char*, const char*, const int*, const int*, const int*, const double*, const double*,
                          const int*, const double*, const int*, const double*, double*, const int*);
+using bgemm_t = void (*)(int, int, int, int, int, int, float, const uint16_t*, int, const uint16_t*, int, float, float*, int);
 struct Blas {
   sgemm_t sgemm;
   dgemm_t dgemm;
+  bgemm_t bgemm;      // cblas_gemm_bf16bf16f32
 };
 template <class T> INLINE int leading(const Mat<T>& a, int64_t rows, int64_t cols) {
   int64_t least = a.t ? rows : cols;
   return int(a.ld > least ? a.ld : least > 1 ? least : 1);
 }
 // The product where libtorch exports no GEMM.
-template <class T> SHARED void plain(int64_t m, int64_t n, int64_t k, Mat<T> a, Mat<T> b, T beta, T* c, int64_t ldc) {
+template <class S, class T> SHARED void plain(int64_t m, int64_t n, int64_t k, Mat<S> a, Mat<S> b, T beta, T* c, int64_t ldc) {
   for (int64_t i = 0; i < m; ++i) {
     T* __restrict to = c + i * ldc;
     for (int64_t j = 0; j < n; ++j) to[j] = beta == T(0) ? T(0) : beta * to[j];
@@ -314,6 +316,17 @@ SHARED void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<float> a, M
 }
 SHARED void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<double> a, Mat<double> b, double beta, double* c, int64_t ldc) {
   gemm_(f.dgemm, m, n, k, a, b, beta, c, ldc);
+}
+SHARED void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<bf16> a, Mat<bf16> b, float beta, float* c, int64_t ldc) {
+  if (m <= 0 || n <= 0) return;
+  if (!f.bgemm || k == 0) return plain(m, n, k, a, b, beta, c, ldc);
+  const int row_major = 101, plain_ = 111, turned_ = 112, lc = int(ldc > n ? ldc : n);
+  f.bgemm(row_major, a.t ? turned_ : plain_, b.t ? turned_ : plain_, int(m), int(n), int(k), 1.f, reinterpret_cast<const uint16_t*>(a.p),
+          leading(a, m, k), reinterpret_cast<const uint16_t*>(b.p), leading(b, k, n), beta, c, lc);
+}
+SHARED Mat<bf16> rounded(const Mat<float>& x, int64_t m, int64_t n, bf16* copy, int threads) {
+  const Walk i{0, x.t ? 1 : x.ld, nullptr}, j{0, x.t ? x.ld : 1, nullptr};
+  return matrix<bf16>(x.p, i, j, m, n, copy, threads);
 }
 template <class T> INLINE Mat<T> turned(Mat<T> a) { return {a.p, a.ld, !a.t}; }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fuse.codegen import Schedule
+from fuse.codegen.build import cpu_features
 from fuse.codegen.cpu.arguments import Launch, arguments
 from fuse.codegen.launch import allocate
 from fuse.codegen.tile import TileProgram
@@ -17,7 +18,7 @@ from fuse.codegen.tile import TileProgram
 class Blas(ctypes.Structure):
     """The GEMMs of libtorch, as fuse_cpu.h declares them; null where libtorch does not export one."""
 
-    _fields_ = [("sgemm", ctypes.c_void_p), ("dgemm", ctypes.c_void_p)]
+    _fields_ = (("sgemm", ctypes.c_void_p), ("dgemm", ctypes.c_void_p), ("bgemm", ctypes.c_void_p))
 
 
 @lru_cache(maxsize=1)
@@ -27,10 +28,15 @@ def blas() -> Blas:
         lib = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     except OSError:
         return found
-    for name in ("sgemm", "dgemm"):
-        if hasattr(lib, f"{name}_"):
-            setattr(found, name, ctypes.cast(getattr(lib, f"{name}_"), ctypes.c_void_p))
+    for field, symbol in (("sgemm", "sgemm_"), ("dgemm", "dgemm_"), ("bgemm", "cblas_gemm_bf16bf16f32")):
+        if hasattr(lib, symbol):
+            setattr(found, field, ctypes.cast(getattr(lib, symbol), ctypes.c_void_p))
     return found
+
+
+def native_bfloat16() -> bool:
+    """Whether libtorch exports a bfloat16 GEMM and this CPU has the instructions that make it faster than sgemm."""
+    return bool(blas().bgemm) and any(f in cpu_features().split() for f in ("amx_bf16", "avx512_bf16"))
 
 
 class CpuKernel:

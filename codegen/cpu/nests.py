@@ -152,6 +152,19 @@ class Nests:
             frame.after.append(f"put({start}, from({walk}, first), n, {buffer}_line);")
         return sink
 
+    def copy_out(self, frame: Frame, buffer: str, array: Array, dims: tuple[str, ...]) -> None:
+        """Stores an array, one line along its last dim at a time."""
+        if not dims:
+            frame.add(f"put({self.output_base(buffer)}, Walk{{0, 1, nullptr}}, 1, {array.name});")
+            return
+        last = array.layout[-1]
+        loops = self.outer(frame, array.layout[:-1])
+        offsets = [f"{self.output_walk(buffer, d, loops)}({loops.bound[d]})" for d in array.layout[:-1]]
+        start = " + ".join([self.output_base(buffer), *offsets])
+        walk = self.output_walk(buffer, last, loops)
+        loops.add(f"put({start}, {walk}, {self.ctx.count(last)}, {array.name} + {array.offset(loops.bound)});")
+        self.close(loops, frame)
+
     def emit(self, store: Store) -> Sink:
         return self.store(store.buffer, store.dims, lambda frame: self.values.get(store.value, frame),
                           self.ctx.ctype(store.value))

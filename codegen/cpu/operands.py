@@ -1,6 +1,8 @@
 """Operands of matrix products: memory that BLAS can read in place, or a packed copy."""
 from __future__ import annotations
 
+from typing import Any
+
 from fuse.codegen.cpu.context import Array, Context
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.nests import Nests
@@ -58,28 +60,63 @@ class Operands:
         start = f"{array.name} + {array.start}" if array.start else array.name
         return f"Mat<{array.ctype}>{{{start}, {ld}, {flag}}}"
 
-    def of_load(self, v: Value, first: Group, second: Group, frame: Frame, key: tuple) -> str | None:
+    def of_load(self, v: Value, first: Group, second: Group, frame: Frame, key: tuple[Any, ...], ctype: str = "") -> str | None:
         """A strided load, read in place where its strides allow (decided at run time) or packed and converted."""
         load = self.ctx.program.source_of(v)
         if not isinstance(load, Load) or self.ctx.joint(load) or len(first) > 1 or len(second) > 1:
             return None
         if self.ctx.array(v, frame) is not None or set(load.out.dims) != set(v.dims):
             return None
-        home, ctype = self.ctx.home(v), self.ctx.ctype(v)
+        home, ctype = self.ctx.home(v), ctype or self.ctx.ctype(v)
         base = self.values.base(load, frame)
         walks = [self.values.walk(load, g[0], frame) if g else "Walk{0, 0, nullptr}" for g in (first, second)]
         counts = [self.count(g) for g in (first, second)]
         caps = " * ".join(self.ctx.capacity(d) for d in first + second) or "1"
-        name = f"m{v.id}_{'_'.join(first + second)}"
+        name = f"{'b' if ctype == 'bf16' else 'm'}{v.id}_{'_'.join(first + second)}"
         copy = self.ctx.task.take(f"{name}_copy", ctype, caps)
-        home.add(f"const Mat<{ctype}> {name} = matrix<{ctype}>({base}, {walks[0]}, {walks[1]}, {counts[0]}, {counts[1]}, {copy}, inner);")
+        home.add(f"const Mat<{ctype}> {name} = matrix<{ctype}>({', '.join([base, *walks, *counts, copy])}, inner);")
         home.things[key] = name
         return name
 
     def gemm(self, frame: Frame, a: Value | Array, b: Value, k: Group, m: Group, n: Group, out: Array, beta: str) -> None:
         """out[m, n] = sum_k a[m, k] b[k, n] + beta * out; `a` may be an array that a fold has filled."""
-        left = self.of_array(a, m, k) if isinstance(a, Array) else self.view(a, m, k, frame)
-        right = self.view(b, k, n, frame)
+        if self.halves(a, b, out):
+            left, right = self.half(a, m, k, frame), self.half(b, k, n, frame)
+        else:
+            left = self.of_array(a, m, k) if isinstance(a, Array) else self.view(a, m, k, frame)
+            right = self.view(b, k, n, frame)
         ld = out.stride(m[-1]) if m else f"int64_t({self.count(n)})"
         to = f"{out.name} + {out.start}" if out.start else out.name
         frame.add(f"gemm(blas, {self.count(m)}, {self.count(n)}, {self.count(k)}, {left}, {right}, {beta}, {to}, {ld});")
+
+    # ---- bfloat16 products ------------------------------------------------------------------------------------------
+
+    def halves(self, a: Value | Array, b: Value, out: Array) -> bool:
+        """Whether to multiply in bfloat16: one operand is stored so, and the other is too or is computed here. A computed
+        one is rounded, as it is in eager, which stores it in bfloat16."""
+        sides = [self.stored_type(x) for x in (a, b)]
+        return self.ctx.native and out.ctype == "float" and "bfloat16" in sides and set(sides) <= {"bfloat16", ""}
+
+    def stored_type(self, v: Value | Array) -> str:
+        source = None if isinstance(v, Array) else self.ctx.program.source_of(v)
+        return source.out.dtype if isinstance(source, Load) else ""
+
+    def half(self, v: Value | Array, first: Group, second: Group, frame: Frame) -> str:
+        if not isinstance(v, Array):
+            if first and second and dim_order(second[0]) < dim_order(first[0]):
+                return f"turned({self.half(v, second, first, frame)})"
+            key = ("half", v.id, first, second)
+            found = frame.thing(key)
+            if found is not None:
+                return str(found)
+            loaded = self.of_load(v, first, second, frame, key, "bf16")
+            if loaded is not None:
+                return loaded
+        wide = self.of_array(v, first, second) if isinstance(v, Array) else self.view(v, first, second, frame)
+        home = frame if isinstance(v, Array) else self.ctx.home(v)
+        name = f"b_{v.name}" if isinstance(v, Array) else f"b{v.id}_{'_'.join(first + second)}"
+        copy = self.ctx.task.take(f"{name}_copy", "bf16", " * ".join(self.ctx.capacity(d) for d in first + second) or "1")
+        home.add(f"const Mat<bf16> {name} = rounded({wide}, {self.count(first)}, {self.count(second)}, {copy}, inner);")
+        if not isinstance(v, Array):
+            home.things[key] = name
+        return name

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fuse.codegen import Schedule
-from fuse.codegen.cpu.kernel import modes
+from fuse.codegen.cpu.kernel import modes, native_bfloat16
 from fuse.codegen.lower import lower
 from fuse.codegen.tile import TileProgram
 from fuse.ir.program import Region
@@ -65,7 +65,8 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
         slabs = (1 if parallel == "inside" else threads) * len(program.levels[0].stage)
         tile["row"] = max(16, min(tile["row"], SLAB["row"], SLAB_BYTES // max(4 * cols * slabs, 1)))
     tile.update({d: n for d, n in forced.items() if d in tile})
-    return Schedule(kind, tuple(tile.items()), parallel)
+    half = any(slot.dtype == "bfloat16" for slot in program.inputs) and native_bfloat16()
+    return Schedule(kind, tuple(tile.items()), parallel, (("native", 1),) if half else ())
 
 
 def deep(program: TileProgram, hints: Mapping[str, int]) -> int:

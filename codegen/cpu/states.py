@@ -67,9 +67,7 @@ class States:
     def close_rows(self, frame: Frame, states: list[State]) -> None:
         for state in (s for s in states if s.scope == "row"):
             for buffer, name in self.stored_from(state):
-                array = self.arrays[name]
-                sink = self.nests.store(buffer, state.dims, lambda at, a=array: self.nests.values.read(a, at), array.ctype)
-                self.nests.over(frame, state.dims, [sink])
+                self.nests.copy_out(frame, buffer, self.arrays[name], state.dims)
 
     def open_slab(self, row: Frame) -> None:
         """Staged values: one row tile x the whole stream."""

@@ -26,7 +26,7 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
     found: list[Imported] = []
     for candidate in candidates:
         try:
-            imported = _imported(candidate)
+            imported = _imported(candidate, options)
         except Exception as error:    # a candidate that breaks the importer costs that candidate alone
             imported = miss_of(error, candidate.where)
         if isinstance(imported, Miss):
@@ -36,8 +36,8 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
     return found, misses
 
 
-def _imported(candidate: Candidate) -> Imported | Miss:
-    miss = supported(candidate)
+def _imported(candidate: Candidate, options: Options) -> Imported | Miss:
+    miss = (worthwhile(candidate) if options.virtual_floor else None) or supported(candidate)
     if miss is not None:
         return miss
     imported = import_candidate(candidate)

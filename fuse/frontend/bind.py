@@ -91,8 +91,11 @@ def _factor_out(product: Monomial, name: Size) -> Change:
 
 
 def _resized(program: Program, change: Change) -> Program:
-    buffer = lambda b: Buffer(b.name, b.dtype, tuple(map(change, b.shape)))  # noqa: E731
-    axis = lambda a: Axis(a.name, change(a.extent))  # noqa: E731
+    def buffer(b: Buffer) -> Buffer:
+        return Buffer(b.name, b.dtype, tuple(map(change, b.shape)))
+
+    def axis(a: Axis) -> Axis:
+        return Axis(a.name, change(a.extent))
 
     def attribute(key: str, value: Any) -> Any:
         if key in ("axis", "axes"):

@@ -288,7 +288,7 @@ def _groups(closures: list[tuple[fx.Node, set[fx.Node]]]) -> tuple[list[_Group],
             kept.append(g)
         elif any(map(_outgrows_all, g.anchors)):
             misses.append(_exits_too_big(g, leaving, total))
-    return _join(kept, lambda a, b: bool((a.users & (b.users | b.virtual) | a.virtual & b.users) - anchors)), misses
+    return _join(kept, lambda a, b: bool((a.users & (b.users | b.virtual) | (a.virtual & b.users)) - anchors)), misses
 
 
 def _join(groups: list[_Group], related: Callable[[_Group, _Group], bool]) -> list[_Group]:
@@ -310,9 +310,8 @@ def _total(nodes: Iterable[fx.Node]) -> int:
 
 def _exits_too_big(group: _Group, leaving: int, total: int) -> Miss:
     anchor = group.anchors[0]
-    through = lambda: ", ".join(sorted({called(u) for u in group.users})[:4])  # noqa: E731
-    return Miss("EXITS_TOO_BIG", where(anchor),
-                lambda: f"{leaving} elements leave the {total} of {anchor.name} through {through()}")
+    through = ", ".join(sorted({called(u) for u in group.users})[:4])
+    return Miss("EXITS_TOO_BIG", where(anchor), f"{leaving} elements leave the {total} of {anchor.name} through {through}")
 
 
 # ---- exits ------------------------------------------------------------------------------------------------------

@@ -66,8 +66,6 @@ def import_candidate(candidate: Candidate) -> Imported | Miss:
             splits[split.axis.name] = split.inner
         except Refused as refused:
             return refused.miss
-        except Exception as error:  # a bug of ours costs one region, and says so
-            return Miss("INTERNAL", candidate.where, f"{type(error).__name__}: {error}")
     return Miss("UNSUPPORTED_VIEW", candidate.where, f"more than {MAX_SPLITS} splits of axes")
 
 

@@ -25,7 +25,7 @@ class Split(Exception):
         self.axis, self.inner = axis, inner
 
 
-def _key(atom: Atom) -> tuple:
+def _key(atom: Atom) -> tuple[int, str]:
     return (0, atom.name) if isinstance(atom, Axis) else (1, _spell(atom))
 
 
@@ -144,7 +144,8 @@ def divide(index: Linear, by: Size) -> tuple[Linear, Linear]:
     """(q, r) with index = q*by + r and 0 <= r < by. Raises Split where an axis has to be cut in two first."""
     if by == 1:
         return index, Linear()
-    quotient, rest = [], []
+    quotient: list[tuple[Atom, Size]] = []
+    rest: list[tuple[Atom, Size]] = []
     for atom, c in index.terms:
         part = c.divided_by(by)
         (rest if part is None else quotient).append((atom, c if part is None else part))

@@ -122,9 +122,10 @@ class Shadow:
             return self._opaque(node, tensor) if isinstance(tensor, torch.Tensor) else constant(tensor)
         if node.op == "output":
             return None
-        if node.target is operator.getitem and isinstance(example(node.args[0]), (tuple, list)):
-            whole = self.value(node.args[0])
-            part = whole[node.args[1]] if isinstance(whole, (tuple, list)) else None
+        arguments: tuple[Any, ...] = node.args
+        if node.target is operator.getitem and isinstance(example(arguments[0]), (tuple, list)):
+            whole = self.value(arguments[0])
+            part = whole[arguments[1]] if isinstance(whole, (tuple, list)) else None
             if part is None or not isinstance(part, Value):
                 return self._opaque(node, tensor, "UNSUPPORTED_OP") if isinstance(tensor, torch.Tensor) else part
             return self._restamp(part, node)
@@ -210,7 +211,7 @@ def _shares(a: torch.Tensor, b: Any) -> bool:
 
 def _contiguous_whole(t: torch.Tensor) -> bool:
     """A view of its whole storage in order: reshaping one such view gives another."""
-    expected = 1
+    expected = size_of(1)
     for extent, stride in zip(reversed(t.shape), reversed(t.stride()), strict=True):
         if size_of(extent) != 1 and size_of(stride) != expected:
             return False

@@ -4,12 +4,14 @@ The importer can express more (attention, several distributions); each is enable
 """
 from __future__ import annotations
 
-from fuse.frontend.candidates import Candidate, _flat
-from fuse.frontend.tables import kind_of
+from collections.abc import Iterable
+
+from fuse.frontend.candidates import Candidate, contractions
+from fuse.frontend.tables_contract import product_of
 from fuse.frontend.value import where
 from fuse.ir.expr import Axis, Expr, topological
 from fuse.ir.program import Program
-from fuse.ir.size import product
+from fuse.ir.size import Size, product
 from fuse.reasons import Miss
 
 SWEEPS = ("sum", "max", "argmax", "lse", "pick")
@@ -25,12 +27,15 @@ def worthwhile(candidate: Candidate) -> Miss | None:
     machine does while it moves a byte, that pays up to K = 320: attention's heads do, the hidden layer of an MLP does
     not. A result of a few numbers a row is bought for its memory whatever K is.
     """
-    numbers = lambda sizes: product(sizes).evaluate({s: candidate.hints.get(s, 1) for e in sizes for s in e.symbols})  # noqa: E731
+    def numbers(sizes: Iterable[Size]) -> int:
+        total = product(sizes)
+        return int(total.evaluate({s: candidate.hints.get(s, 1) for s in total.symbols}))
+
     longest = 0
     for anchor in candidate.anchors:
         for v in contractions(candidate.shadow.value(anchor)):
             p = product_of(v)
-            longest = max(longest, numbers(p.extents[c] for c in p.contracted) if p.contracted else 1)
+            longest = max(longest, numbers(p.extents[c] for c in p.contracted))
     for node in candidate.exits:
         for v in contractions(candidate.shadow.value(node)):
             p = product_of(v)
@@ -38,7 +43,7 @@ def worthwhile(candidate: Candidate) -> Miss | None:
             width = numbers(p.extents[c] for c in p.out if not any(c in s for s in virtual))
             if width >= WIDE and longest > LONG:
                 return Miss("NOT_WORTH_IT", candidate.where,
-                            f"{2 * longest} flops an element of {candidate.anchors[0].name}, {width} numbers a row in {node.name}")
+                            f"{2 * longest} flops an element of {candidate.anchors[0].name} for {width} numbers a row")
     return None
 
 

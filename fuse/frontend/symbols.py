@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 
 from fuse.ir.expr import FLOATS, Expr, cast, const, make, size
@@ -67,9 +67,7 @@ def symbol_hints(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
     """The value of every symbol in the shapes of these tensors that has one."""
     found: dict[str, int] = {}
     for tensor in tensors:
-        for dim in tensor.shape:
-            if not isinstance(dim, torch.SymInt):
-                continue
+        for dim in (d for d in tensor.shape if hasattr(d, "node")):
             values = dim.node.shape_env.backed_var_to_val if hasattr(dim.node.shape_env, "backed_var_to_val") \
                 else dim.node.shape_env.var_to_val
             for symbol in dim.node.expr.free_symbols:
@@ -80,7 +78,7 @@ def symbol_hints(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
 
 def number(value: Any, dtype: str) -> Expr:
     """A Python or symbolic number as an expression of element type `dtype`."""
-    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+    if hasattr(value, "node"):
         value = value.node.expr
     if isinstance(value, Size):
         if not all(s.isidentifier() for s in value.symbols):

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fuse.frontend.index import ZERO, Linear, linear
 from fuse.frontend.operands import compute_type, convert, harmonise
@@ -38,7 +38,7 @@ def pick(pull: Pull, v: Value, src: Value, at: Sequence[Linear | None], label: E
 
 
 def _gather(pull: Pull, v: Value, idx: Index) -> Expr:
-    src, index = source(v), v.args.get("index", v.args.get("indices"))
+    src, index = source(v), v.args["indices" if v.op == "take_along_dim" else "index"]
     if v.args.get("dim") is None:
         raise Refused(Miss("UNSUPPORTED_OP", v.where, "take_along_dim of a flattened tensor"))
     d = dim(v, rank=len(src.shape))
@@ -263,7 +263,7 @@ def _scatter(pull: Pull, v: Value, idx: Index) -> Expr:
         raise Refused(Miss("UNSUPPORTED_OP", v.where, "a scatter to several positions a row"))
     row = tuple(Linear() if k == d else i for k, i in enumerate(idx))
     label = cast(pull.at_argument(v, index, row), "int64")
-    fill = v.args.get("value", v.args.get("src"))
+    fill: Any = v.args["value" if "value" in v.args else "src"]
     x = pull.at_argument(v, src, idx)
     value = convert(pull.at_argument(v, fill, row if fill.shape else ()), v.dtype) if isinstance(fill, Value) \
         else const(fill, x.dtype)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -91,7 +91,7 @@ def _filled(spec: Any, inputs: tuple[Any, ...]) -> Any:
     return spec
 
 
-def _fresh(t: torch.Tensor) -> torch.Tensor:
+def _fresh(t: Any) -> Any:
     with t.fake_mode, torch.no_grad():
         return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device)
 
@@ -109,12 +109,13 @@ def trace(node: fx.Node, spec: Any, tensors: list[torch.Tensor], context: Contex
         return {k: map_nested(v, lift) for k, v in x.items()} if isinstance(x, dict) else x
     lifted = map_nested(spec, lift)
 
+    target: Any = node.target
+
     def call(*inputs: Any) -> Any:
         args, kwargs = _filled(lifted, inputs)
-        if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)
-    if mode is None or (not callable(node.target) and node.op != "call_method"):
+        return getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
+
+    if mode is None or (not callable(target) and node.op != "call_method"):
         raise Untraceable("UNSUPPORTED_OP")
     with context.applied():
         traced = trace_node(call, [*map(_fresh, tensors), *symbols], mode)
@@ -164,43 +165,44 @@ class Recorder:
         return arg
 
     def _call(self, node: fx.Node) -> Any:
-        value = node.meta.get("val")
-        if node.target is operator.getitem:
-            return self.slots[node.args[0]][node.args[1]]
+        value, target = node.meta.get("val"), node.target
+        if target is operator.getitem:
+            whole, place = cast(Any, node.args)
+            return self.slots[whole][place]
         if not has_tensor(value):
             return constant(value) if value is not None else None
-        if not isinstance(node.target, OpOverload):
+        if not isinstance(target, OpOverload):
             raise Untraceable("UNSUPPORTED_OP")
-        schema = node.target._schema
+        schema = target._schema
         args = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         args.update({a.name: self._argument(v) for a, v in zip(schema.arguments, node.args, strict=False)})
         args.update({k: self._argument(v) for k, v in node.kwargs.items()})
-        name = node.target._schema.name.split("::")[-1]
-        known = node.target.namespace in ("aten", "prims")
+        name = target._schema.name.split("::")[-1]
+        known = target.namespace in ("aten", "prims")
         if name in POSITIONAL:
-            self._count_from_front(node, args)
+            self._count_from_front(name, node.args, args)
         functional = name[:-1] if schema.is_mutable and name.endswith("_") and not name.endswith("__") else name
 
         def record(tensor: torch.Tensor, output: int = 0) -> Slot:
-            return self._add(Record(functional if known else None, node.target._overloadname, args,
+            return self._add(Record(functional if known else None, target._overloadname, args,
                                      str(tensor.dtype)[6:], shape_of(tensor), output, "" if known else "UNSUPPORTED_OP"))
         if isinstance(value, torch.Tensor):
             slot: Any = record(value)
         else:
-            slot = tuple(record(t, i) for i, t in enumerate(value))
+            slot = tuple(record(t, i) for i, t in enumerate(cast(Any, value)))
         if schema.is_mutable:
             self._write(schema, args, slot, functional == name)
-        elif isinstance(slot, Slot) and functional in CHAIN and isinstance(args.get("self"), Slot):
-            self._chain(slot, args["self"])
+        elif isinstance(slot, Slot) and functional in CHAIN and isinstance(origin := args.get("self"), Slot):
+            self._chain(slot, origin)
         return slot
 
-    def _count_from_front(self, node: fx.Node, args: dict[str, Any]) -> None:
+    def _count_from_front(self, name: str, given: tuple[Any, ...], args: dict[str, Any]) -> None:
         """A symbolic position that is negative for the sizes seen is so for all sizes that the guards admit."""
-        tensor = node.args[0].meta["val"]
-        for argument, name in zip(node.args[2:4], POSITIONAL[node.target._schema.name.split("::")[-1]], strict=False):
+        tensor = given[0].meta["val"]
+        for argument, key in zip(given[2:], POSITIONAL[name], strict=False):
             known = argument.meta["val"] if isinstance(argument, fx.Node) else None
             if isinstance(known, torch.SymInt) and (hint(known) or 0) < 0:
-                args[name] = size_of(known) + size_of(tensor.shape[node.args[1]])
+                args[key] = size_of(known) + size_of(tensor.shape[given[1]])
 
     def _chain(self, slot: Slot, source: Slot) -> None:
         base, chain = self.view_of.get(source.index, (source.index, ()))

@@ -70,8 +70,8 @@ def _mt(v: Value, idx: Index) -> Sequence[Linear]:
 
 def _movedim(v: Value, idx: Index) -> Sequence[Linear]:
     n = len(idx)
-    listed = lambda d: [d] if isinstance(d, int) else list(d)  # noqa: E731
-    src, dst = ([d % n for d in listed(v.args[k])] for k in ("source", "destination"))
+    given = ([v.args[k]] if isinstance(v.args[k], int) else list(v.args[k]) for k in ("source", "destination"))
+    src, dst = ([d % n for d in dims] for dims in given)
     rest = [d for d in range(n) if d not in src]
     order = {to: frm for frm, to in zip(src, dst, strict=True)}
     free = iter(rest)
@@ -138,12 +138,12 @@ def _piece(v: Value, idx: Index) -> Sequence[Linear]:
     if v.op == "unbind":
         return (*idx[:d], Linear.of(v.output), *idx[d:])
     if v.op == "split_with_sizes" or (v.op == "split" and isinstance(v.args.get("split_size"), (list, tuple))):
-        sizes = v.args.get("split_sizes", v.args.get("split_size"))
+        sizes: Sequence[Any] = v.args["split_sizes" if v.op == "split_with_sizes" else "split_size"]
         start = sum((_as_size(s) for s in sizes[:v.output]), ZERO)
     elif v.op == "split":
         start = _as_size(v.args["split_size"]) * v.output
-    elif src.shape[d].constant is not None:
-        start = Size.of(-(-src.shape[d].constant // int(v.args["chunks"]))) * v.output
+    elif (whole := src.shape[d].constant) is not None:
+        start = Size.of(-(-whole // int(v.args["chunks"]))) * v.output
     else:
         each = src.shape[d].divided_by(int(v.args["chunks"]))
         if each is None:

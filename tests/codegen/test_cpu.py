@@ -83,6 +83,18 @@ def test_empty_and_single(case: Case, small: int) -> None:
             agrees(region, found, reference(region, env, sizes))
 
 
+@pytest.mark.parametrize("name", ["in_one_go", "both_gradients", "attention", "attention_backward", "contrast", "cascade"])
+def test_bfloat16_products(name: str) -> None:
+    """On CPUs that multiply bfloat16 natively a computed operand is rounded first, as eager stores it."""
+    case = BY_NAME[name]
+    region, env = case.region("bfloat16"), case.inputs("bfloat16")
+    schedule = Schedule("recompute", (("row", 5), ("col", 11)), "inside", (("native", 1),))
+    text = TARGET.source(region, schedule)
+    assert "Mat<bf16>" in text
+    found = TARGET.build(region, schedule, text)(env, case.sizes)
+    agrees(region, found, reference(region, env, case.sizes), ulps=2.0 ** 17)
+
+
 def test_infinite_and_nan_scores() -> None:
     """-inf columns, rows of -inf, +inf and nan: what eager gives for the LSE, the maximum and its place."""
     case = BY_NAME["statistics"]
