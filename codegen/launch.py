@@ -20,7 +20,8 @@ class Layout:
 
 def layout(load: Load, strides: Sequence[int], sizes: Mapping[str, int]) -> Layout:
     """`strides` are the buffer's, in elements; axes the load does not vary along affinely are absent."""
-    base, axes, data = 0, {}, []
+    base, data = 0, list[int]()
+    axes: dict[str, int] = {}
     for index, stride in zip(load.index, strides, strict=True):
         if isinstance(index, Affine):
             base += index.offset.evaluate(sizes) * stride

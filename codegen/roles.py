@@ -25,8 +25,8 @@ def number_axes(region: Region) -> dict[str, Axis]:
             found.setdefault(axis.name, axis)
     for node in topological(region.bodies):
         visit((node["axis"],) if node.op == "iota" else node.axes)
-    for item in (*region.carries, *region.emits):
-        visit(item.axes)
+    for axes in (*(c.axes for c in region.carries), *(e.axes for e in region.emits)):
+        visit(axes)
     visit((*region.streams, *region.grid))
     for node in topological(region.bodies):      # left over: axes that the argument of a sum lacks
         if node.op == "sum":
@@ -98,8 +98,8 @@ def factors(e: Expr) -> list[Expr]:
     return factors(e.args[0]) + factors(e.args[1]) if e.op == "mul" else [e]
 
 
-def multiply(parts: list[Expr]) -> Expr | None:
-    return reduce(lambda a, b: a * b, parts) if parts else None
+def multiply(parts: list[Expr]) -> Expr:
+    return reduce(lambda a, b: a * b, parts)
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ def split_product(e: Expr, contracted: frozenset[str], r: Roles) -> Split | None
     if not outer and e.args[0] in (multiply(g) for g in groups):     # keep the user's own two operands
         left, right = halves(e)
         return Split(left, right, [])
-    left, right = (multiply(g) for g in groups)
-    return Split(left, right, outer)
+    return Split(multiply(groups[0]), multiply(groups[1]), outer)
 
 
 def group_by_dims(parts: list[Expr], contracted: frozenset[str], r: Roles) -> tuple[list[Expr], list[Expr]] | None:

@@ -17,7 +17,8 @@ INF = float("inf")
 
 
 def skips(level: Level, compared: Mapping[int, Affine]) -> tuple[Skip, ...]:
-    """`level.before` holds every statement below it, in order. `compared`: id of a comparison `x <= y` or `x < y` between positions -> x - y as a linear form."""
+    """`level.before` holds every statement below it, in order. `compared`: id of a comparison `x <= y` or `x < y` between
+    positions -> x - y as a linear form."""
     if level.stores or level.stage or not level.updates:
         return ()
     found = []

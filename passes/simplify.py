@@ -181,7 +181,7 @@ def _pick(node: Expr) -> Expr | None:
 
 
 def _guarded(index: Expr, axis: Axis, x: Expr) -> Expr:
-    return x if index.op == "bounded" else where(in_range(index, axis), x, 0)
+    return x if index.op == "bounded" and index["axis"] == axis else where(in_range(index, axis), x, 0)
 
 
 def _pushed(x: Expr, index: Expr, axis: Axis) -> Expr | None:

@@ -15,13 +15,15 @@ from fuse.codegen.lower import lower, refusal
 from fuse.ir.program import Kind, Region
 from fuse.reasons import Miss
 
+CAPABILITIES = Capabilities(
+    ops=OPS, dtypes=frozenset(CTYPE), compute=frozenset({"float32", "float64"}),
+    kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE)), shared=True, levels=8)
+
 
 @dataclass(frozen=True)
 class Cpu:
     name: str = "cpu"
-    capabilities: Capabilities = Capabilities(
-        ops=OPS, dtypes=frozenset(CTYPE), compute=frozenset({"float32", "float64"}),
-        kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE)), shared=True, levels=8)
+    capabilities: Capabilities = CAPABILITIES
 
     def refuses(self, region: Region) -> Miss | None:
         return refusal(region, self.capabilities)

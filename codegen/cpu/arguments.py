@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fuse.codegen.launch import Layout, extents, layout, params
-from fuse.codegen.tile import Affine, Load, TileProgram
+from fuse.codegen.tile import Affine, Load, Slot, TileProgram
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ def arguments(program: TileProgram) -> list[tuple[tuple[str, ...], Argument]]:
         (("R", "C", "spread"), lambda at: at.tile),
     ]
     out += [load_arguments(load) for load in program.loads]
-    out += [(tuple(f"{slot.name}_{a}" for a in slot.axes), lambda at, s=slot.name: at.strides[s]) for slot in program.outputs]
-    return out
+    return [*out, *(output_arguments(slot) for slot in program.outputs)]
+
+
+def output_arguments(slot: Slot) -> tuple[tuple[str, ...], Argument]:
+    return tuple(f"{slot.name}_{a}" for a in slot.axes), lambda at: at.strides[slot.name]
 
 
 def load_arguments(load: Load) -> tuple[tuple[str, ...], Argument]:

@@ -1,12 +1,13 @@
 """What the parts of the CPU emitter share: the program, the frames being written, the workspace, names of extents."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.spell import CTYPE, EXPENSIVE
+from fuse.codegen.tile import Affine, Dot, Final, Load, Point, Reduce, Staged, Statement, TileProgram, Value, operands
 from fuse.ir.size import Size
-from fuse.codegen.tile import Affine, Dot, Final, Load, Point, Reduce, Staged, TileProgram, Value, operands
 
 INDEX = {"row": "r", "col": "j"}
 
@@ -98,7 +99,8 @@ class Context:
         if len(axes) == 1:
             return first, f"({first} + {count} - 1)"
         later = " * ".join(map(self.extent, axes[axes.index(axis) + 1:])) or "1"
-        return tuple(f"{f}({first}, {count}, {later}, {self.extent(axis)})" for f in ("lowest", "highest"))
+        at = f"({first}, {count}, {later}, {self.extent(axis)})"
+        return f"lowest{at}", f"highest{at}"
 
     def row_major(self, name: str, ctype: str, layout: tuple[str, ...], sizes: dict[str, str] | None = None,
                   start: str = "") -> tuple[Array, str]:
@@ -129,8 +131,8 @@ class Context:
             self._cost[value.id] = found
         return found
 
-    def _below(self, value: Value, memo: dict[int, bool], test) -> bool:
-        todo, seen = [value], set()
+    def _below(self, value: Value, memo: dict[int, bool], test: Callable[[Statement], bool]) -> bool:
+        todo, seen = [value], set[int]()
         while todo:
             v = todo.pop()
             if v.id in memo:

@@ -8,12 +8,14 @@ threads share the loops inside a tile, and the GEMM library threads itself. The 
 """
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from fuse.codegen.cpu.arguments import arguments
 from fuse.codegen.cpu.context import Array, Context, Work
 from fuse.codegen.cpu.folds import Fold, Weighted
-from fuse.codegen.cpu.frame import Frame
+from fuse.codegen.cpu.frame import Frame, indented
 from fuse.codegen.cpu.lanes import Lanes
-from fuse.codegen.cpu.nests import Nests
+from fuse.codegen.cpu.nests import Nests, Sink
 from fuse.codegen.cpu.operands import Operands
 from fuse.codegen.cpu.spell import CTYPE
 from fuse.codegen.cpu.states import States
@@ -27,6 +29,17 @@ def source(program: TileProgram, native: bool = False) -> str:
     return Emitter(program, native).text()
 
 
+Dims = tuple[str, ...]
+Product = tuple[Update, Weighted | None]
+
+
+class Maps(NamedTuple):
+    """What is computed at every point of some dims: values for arrays, and stores."""
+
+    fills: list[tuple[Value, Array]]
+    emits: list[Sink]
+
+
 class Emitter:
     def __init__(self, program: TileProgram, native: bool):
         self.program, self.ctx = program, Context(program, native)
@@ -36,7 +49,7 @@ class Emitter:
         self.operands = Operands(self.ctx, self.values, self.nests)
         self.states = States(self.ctx, self.nests)
         self.values.materialise = self.ensure
-        self.done: set[tuple] = set()
+        self.done: set[tuple[str, int]] = set()
 
     # ---- the function -----------------------------------------------------------------------------------------------
 
@@ -45,14 +58,15 @@ class Emitter:
         names = [name for group, _ in arguments(self.program) for name in group]
         unpack = [f"const int64_t {', '.join(f'{n} = arg[{k + i}]' for i, n in enumerate(names[k:k + 8]))};"
                   for k in range(0, len(names), 8)]
-        unpack += [f"const int64_t {dim}s = {' * '.join(map(self.ctx.extent, self.program.dims[dim])) or '1'};" for dim in ("row", "col")]
+        for dim in ("row", "col"):
+            unpack.append(f"const int64_t {dim}s = {' * '.join(map(self.ctx.extent, self.program.dims[dim])) or '1'};")
         lines = ['#include "fuse_cpu.h"', "", "// arguments, in order", "#define UNPACK \\"]
         lines += [f"  {u} \\" for u in unpack] + ["  (void)0", ""]
         lines += [*struct("Shared", self.ctx.shared, unpack), *struct("Task", self.ctx.task, unpack)]
         lines += ['extern "C" int64_t fuse_workspace(const int64_t* arg, int outer) {',
                   "  return Shared(nullptr, arg).bytes + outer * Task(nullptr, arg).bytes;", "}", "",
-                  'extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer, int inner) {',
-                  "  UNPACK;", *("  " + line if line and not line.startswith("#") else line for line in body), "}", ""]
+                  'extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer,',
+                  "                            int inner) {", "  UNPACK;", *indented(body), "}", ""]
         return "\n".join(lines)
 
     def kernel_body(self) -> list[str]:
@@ -68,8 +82,9 @@ class Emitter:
         body = self.task()
         top.add("#pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)",
                 "for (int64_t task = 0; task < tasks; ++task) {",
-                "  const Task mine(work + shared.bytes + (outer > 1 ? omp_get_thread_num() : 0) * Task(nullptr, arg).bytes, arg);")
-        top.lines += ["  " + line if line and not line.startswith("#") else line for line in self.task_prologue() + body]
+                "  const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;",
+                "  const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);")
+        top.lines += indented(self.task_prologue() + body)
         top.add("}")
         self.states.close_grid(top)
         prologue = [f"{ctype}* const {name} = shared.{name};" for name, ctype, _ in self.ctx.shared.pieces]
@@ -170,11 +185,11 @@ class Emitter:
 
     # ---- updates ----------------------------------------------------------------------------------------------------
 
-    def plan(self, level: Level, stores: list[Store], col: Frame) -> tuple[list, list]:
+    def plan(self, level: Level, stores: list[Store], col: Frame) -> tuple[list[tuple[Dims, Dims, Fold]], list[Product]]:
         """Folds in order, one per (state dims, over), then the matrix products. Values of the tile that products need,
         and stores, ride in the fold over rows and columns if there is one."""
         products = [u for u in level.updates if u.wide is not None]
-        groups: dict[tuple, list[Update]] = {}
+        groups: dict[tuple[Dims, Dims], list[Update]] = {}
         for u in (u for u in level.updates if u.wide is None):
             groups.setdefault((self.program.state(u.state).dims, u.over), []).append(u)
         shared = {u.relative for u in products if u.relative}
@@ -183,23 +198,24 @@ class Emitter:
             shared |= {u.relative for u in members if u.relative and u.relative not in inside}
         weighted = {u.state: Weighted(u, self.weights(u)) for u in products if u.relative}
         maps = self.maps(products, stores, col)
-        folds = []
+        folds: list[tuple[Dims, Dims, Fold]] = []
         for (dims, over), members in groups.items():
-            fills, emits = maps.pop((*dims, *over), ((), ())) if over == ("col",) and dims in ((), ("row",)) else ((), ())
+            rides = over == ("col",) and dims in ((), ("row",))
+            fills, emits = maps.pop((*dims, *over), Maps([], [])) if rides else Maps([], [])
             mine = tuple(w for w in weighted.values() if w.update.relative in {u.state for u in members})
             folds.append((dims, over, Fold(tuple(members), mine, tuple(fills), tuple(emits), frozenset(shared))))
         folds += [(dims, (), Fold((), (), tuple(fills), tuple(emits))) for dims, (fills, emits) in maps.items()]
         return folds, [(u, weighted.get(u.state)) for u in products]
 
-    def maps(self, products: list[Update], stores: list[Store], col: Frame) -> dict[tuple, tuple[list, list]]:
+    def maps(self, products: list[Update], stores: list[Store], col: Frame) -> dict[Dims, Maps]:
         """By dims: values to store in arrays for matrix products, and stores."""
-        out: dict[tuple, tuple[list, list]] = {}
+        out: dict[Dims, Maps] = {}
         for value in {u.value.id: u.value for u in products if u.relative is None and u.value is not None}.values():
             loaded = isinstance(self.program.source_of(value), Load)
             if "col" in value.dims and not loaded and self.ctx.array(value, col) is None:
-                out.setdefault(value.dims, ([], []))[0].append((value, self.nests.allocate(value, value.dims)))
+                out.setdefault(value.dims, Maps([], [])).fills.append((value, self.nests.allocate(value, value.dims)))
         for s in stores:
-            out.setdefault(s.dims, ([], []))[1].append(self.nests.emit(s))
+            out.setdefault(s.dims, Maps([], [])).emits.append(self.nests.emit(s))
         return out
 
     def weights(self, u: Update) -> Array:
@@ -210,7 +226,7 @@ class Emitter:
         self.ctx.task.take(array.name, array.ctype, count)
         return array
 
-    def fold(self, dims: tuple[str, ...], over: tuple[str, ...], fold: Fold, col: Frame) -> None:
+    def fold(self, dims: Dims, over: Dims, fold: Fold, col: Frame) -> None:
         inside = {u.state for u in fold.updates}
         self.folds.move(col, [u for u in fold.updates if u.relative is not None and u.relative not in inside])
         if not over:

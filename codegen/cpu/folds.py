@@ -222,7 +222,8 @@ class Folds:
         at = self.at(m, frame)
         top = top or f"top_of(h_{u.state})"
         frame.add(f"const {ctype} o_{u.state} = {at}, x_{u.state} = {top};",
-                  f"const {ctype} y_{u.state} = x_{u.state} > o_{u.state} ? x_{u.state} : o_{u.state}, m_{u.state} = origin(y_{u.state});",
+                  f"const {ctype} y_{u.state} = x_{u.state} > o_{u.state} ? x_{u.state} : o_{u.state};",
+                  f"const {ctype} m_{u.state} = origin(y_{u.state});",
                   f"const {ctype} delta_{u.state} = drop(o_{u.state}, y_{u.state});",
                   f"{at} = y_{u.state};")
 
@@ -277,7 +278,8 @@ class Folds:
         chunk = self.nests.chunk(inner, strip)
         self.first_pass(inner, fold, lses, first, strip, chunk)
         for u in lses:
-            chunk.add(f"const auto t_{u.state} = top_of(h_{u.state});", f"top_{u.state} = t_{u.state} > top_{u.state} ? t_{u.state} : top_{u.state};")
+            top = f"top_{u.state}"
+            chunk.add(f"const auto t_{u.state} = top_of(h_{u.state});", f"{top} = t_{u.state} > {top} ? t_{u.state} : {top};")
         self.nests.close(chunk, inner)
         for u in lses:
             self.raise_maximum(u, inner, f"top_{u.state}")

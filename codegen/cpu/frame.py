@@ -5,7 +5,14 @@ outermost loop where everything it needs is known.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+
+
+def indented(lines: Iterable[str]) -> list[str]:
+    """Directives stay at the margin."""
+    return ["  " + line if line and not line.startswith("#") else line for line in lines]
 
 
 @dataclass
@@ -18,7 +25,7 @@ class Frame:
     footer: str = "}"
     lines: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
-    things: dict = field(default_factory=dict)
+    things: dict[object, Any] = field(default_factory=dict)
     after: list[str] = field(default_factory=list)     # lines that follow the block
 
     def open(self, header: str, bound: dict[str, str] | None = None, footer: str = "}") -> Frame:
@@ -30,18 +37,13 @@ class Frame:
     def close(self) -> Frame:
         """Writes the block into the parent, which is returned."""
         assert self.parent is not None
-        self.parent.lines += [*self.header.splitlines(), *("  " + line if line and not line.startswith("#") else line for line in self.lines),
-                              self.footer, *self.after]
+        self.parent.lines += [*self.header.splitlines(), *indented(self.lines), self.footer, *self.after]
         return self.parent
 
     @property
     def chain(self) -> list[Frame]:
         """From the outermost frame to this one."""
-        out, frame = [], self
-        while frame is not None:
-            out.append(frame)
-            frame = frame.parent
-        return out[::-1]
+        return [*(self.parent.chain if self.parent is not None else ()), self]
 
     def name(self, value: int) -> str | None:
         return next((f.names[value] for f in reversed(self.chain) if value in f.names), None)

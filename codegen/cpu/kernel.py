@@ -54,7 +54,7 @@ class CpuKernel:
         for slot in program.inputs:
             x = tensors[slot.name]
             if x.device.type != "cpu" or x.dtype != getattr(torch, slot.dtype):
-                raise RuntimeError(f"{slot.source} is {x.dtype} on {x.device}, the kernel was compiled for {slot.dtype} on the CPU")
+                raise RuntimeError(f"{slot.source} is {x.dtype} on {x.device}, the kernel is for {slot.dtype} on the CPU")
         outputs = allocate(program, sizes, torch.device("cpu"))
         tile, outer, inner = self.parallelism(sizes)
         empty = [name for name, x in tensors.items() if x.numel() == 0]       # reads of it yield `zero`
@@ -78,7 +78,8 @@ class CpuKernel:
         threads, mode = torch.get_num_threads(), self.schedule.parallel
         if mode not in modes(self.program):
             raise RuntimeError(f"tiles of this region cannot run in parallel over the {mode}: their sums overlap")
-        return ((row, col, int(mode == "grid")), 1, threads) if mode == "inside" else ((row, col, int(mode == "grid")), threads, 1)
+        outer, inner = (1, threads) if mode == "inside" else (threads, 1)
+        return (row, col, int(mode == "grid")), outer, inner
 
 
 def even(n: int, most: int) -> int:

@@ -63,7 +63,9 @@ class Lanes(Folds):
             elif u.kind is Kind.ARGMAX:
                 assert u.value is not None
                 name = self.values.get(u.value, body)
-                body.add(f"if (beats({name}, h_{u.state}[k])) {{ h_{u.state}[k] = {name}; w_{u.state}[k] = {body.bound[reduce[-1]]}; }}")
+                body.add(f"const bool b_{u.state} = beats({name}, h_{u.state}[k]);",
+                         f"h_{u.state}[k] = b_{u.state} ? {name} : h_{u.state}[k];",
+                         f"w_{u.state}[k] = b_{u.state} ? {body.bound[reduce[-1]]} : w_{u.state}[k];")
             else:
                 self.accumulate(u, body)
         self.nests.close(body, blocks)

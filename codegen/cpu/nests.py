@@ -124,7 +124,8 @@ class Nests:
             home.add(f"const Walk {name} = {{0, 0, nullptr}};")
         else:
             table = self.ctx.task.take(f"{name}_t", "int64_t", self.ctx.capacity(dim))
-            home.add(f"const int64_t {name}_n[] = {{{', '.join(map(self.ctx.extent, axes))}}}, {name}_s[] = {{{', '.join(strides)}}};",
+            counts = ', '.join(map(self.ctx.extent, axes))
+            home.add(f"const int64_t {name}_n[] = {{{counts}}}, {name}_s[] = {{{', '.join(strides)}}};",
                      f"const Walk {name} = walk({start}, {self.ctx.count(dim)}, {len(axes)}, {name}_n, {name}_s, {table});")
         home.things["walk", name] = True
         return name

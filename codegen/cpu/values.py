@@ -1,6 +1,7 @@
 """One value at one place: the C++ name of a value in a frame, computed in the outermost loop that can."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fuse.codegen.cpu.context import Array, Context
@@ -25,7 +26,7 @@ class Values:
 
     def __init__(self, ctx: Context):
         self.ctx = ctx
-        self.materialise = lambda value: None
+        self.materialise: Callable[[Value], None] = lambda value: None
 
     def get(self, v: Value, frame: Frame) -> str:
         """The name of `v` in `frame`; declares it, and what it needs, where it is missing."""
@@ -211,10 +212,10 @@ class Values:
         computed = [i for i in load.index if isinstance(i, Value)]
         extra = [f"{self.get(i, frame)} * l{load.number}_d{computed.index(i)}" for i in joint]
         dims = self.dims_of(load)
-        vector = isinstance(strip, Strip) and strip.dim in frame.bound and strip.dim in dims and not joint
-        others = [d for d in dims if not (vector and d == strip.dim)]
+        along = strip.dim if isinstance(strip, Strip) and strip.dim in frame.bound and strip.dim in dims and not joint else ""
+        others = [d for d in dims if d != along]
         offsets = [f"{self.walk(load, d, frame)}({self.relative(d, frame)})" for d in others]
-        if not vector:
+        if not along:
             text = f"{base}[{' + '.join(offsets + extra) or '0'}]"
             return self.declare(v, frame, text, self.deepest(tuple(joint), frame) or self._frame_of(("base", base), frame))
         return self.line(v, load, offsets, frame)

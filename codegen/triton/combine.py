@@ -24,8 +24,8 @@ def combine(program: TileProgram, parts: Mapping[str, Tensor]) -> dict[str, Tens
             case Kind.MAX:
                 out[u.state] = part.amax(0)
             case Kind.ARGMAX:
-                best = first_best(parts[u.state + ".v"])
-                out[u.state] = part.gather(0, best[None])[0]
+                best = first_best(parts[u.state + ".v"])[None]
+                out[u.state], out[u.state + ".v"] = (parts[u.state + s].gather(0, best)[0] for s in ("", ".v"))
             case Kind.SUM if u.relative is None:
                 out[u.state] = part.sum(0)
             case Kind.SUM:

@@ -15,6 +15,7 @@ from fuse.codegen.triton.pieces import Piece
 
 Env = Mapping[str, Tensor]
 INT32 = 2 ** 31 - 1
+PARTS = 2 ** 26       # bytes of partial results at a time
 WIDEST = 1024        # extent that one tile may have: schedules are chosen on hints, and sizes may turn out otherwise
 
 
@@ -149,12 +150,21 @@ class Bound:
             *arguments, **constants, num_warps=self.schedule.knob("warps", 4), num_stages=self.schedule.knob("stages", 2))
         self.spilled = self.spilled or bool(getattr(kernel, "n_spills", 0))
 
-    def window(self) -> Window:
-        """The whole piece, its columns split until the machine is full."""
+    def windows(self) -> list[Window]:
+        """The whole piece, its columns split until the machine is full, in rounds whose partial results take `PARTS`."""
         col = self.tile("col")
         tiles = max(1, -(-self.cols // col))
         programs = max(1, -(-self.rows // self.tile("row")) * self.batch)
         single = tiles if self.schedule.knob("single") else 0
         splits = single or self.schedule.knob("splits") or min(tiles, max(1, 2 * self.machine.units // programs))
         span = -(-tiles // min(splits, tiles)) * col
-        return Window((0, self.rows), (0, self.cols), span, max(1, -(-self.cols // span)))
+        splits = max(1, -(-self.cols // span))
+        most = max(2, self.schedule.knob("parts", PARTS) // max(1, self.partial_bytes()))
+        if splits <= most:
+            return [Window((0, self.rows), (0, self.cols), span, splits)]
+        return [Window((0, self.rows), (k * span, min((k + most) * span, self.cols)), span, min(most, splits - k))
+                for k in range(0, splits, most)]
+
+    def partial_bytes(self) -> int:
+        """What one split of the columns stores."""
+        return sum(4 * self.batch * prod(self.dim(d) for d in part.dims) for part in self.kernel.parts)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from fuse.codegen import Schedule
-from fuse.codegen.tile import TileProgram
+from fuse.codegen.tile import Point, TileProgram
 from fuse.codegen.triton.emit import dot_dtype
 from fuse.codegen.triton.kernel import contracted_dims, has_tile_dot, rank, tiles
 from fuse.codegen.triton.pieces import KINDS, Piece, pieces
+from fuse.codegen.triton.spell import COSTLY
 from fuse.ir.program import Region
 from fuse.reasons import Refused
 
@@ -35,7 +36,8 @@ class Config:
     group: int = 8
 
 
-# For 2-byte operands, by the width of what is accumulated: 0 is row vectors only, or a slab that is written.
+# For 2-byte operands, by the width of what is accumulated. 0 is row vectors only, or a slab that is written: then each
+# program has one tile of columns. 128 x 128 by 4 warps leaves few registers to what follows the dot (see `light`).
 HALF: dict[str, dict[int, tuple[Config, ...]]] = {
     "sm80": {
         0: (Config(128, 128, 64, 8, 3, 16), Config(128, 64, 64, 8, 3)),
@@ -43,7 +45,7 @@ HALF: dict[str, dict[int, tuple[Config, ...]]] = {
         256: (Config(64, 64, 64, 8, 2), Config(64, 32, 64, 8, 2)),
     },
     "sm90": {
-        0: (Config(128, 128, 64, 8, 3, 16), Config(128, 64, 64, 8, 3)),
+        0: (Config(128, 128, 64, 4, 3, 16), Config(128, 128, 64, 8, 3, 16), Config(128, 64, 64, 8, 3)),
         128: (Config(128, 64, 64, 8, 2), Config(64, 64, 64, 8, 2)),
         256: (Config(64, 64, 64, 8, 2), Config(64, 32, 64, 8, 2)),
     },
@@ -66,7 +68,7 @@ NO_DOT: dict[int, tuple[Config, ...]] = {
     3: (Config(1, 64, 0, 4, 3), Config(1, 16, 0, 4, 2)),
 }
 CUBE: tuple[Config, ...] = (Config(16, 16, 16, 4, 2),)
-KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single")
+KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single", "parts")
 
 
 def candidates(region: Region, hints: Mapping[str, int], arch: str, options: Any) -> Sequence[Schedule]:
@@ -94,8 +96,9 @@ class Plan:
             knobs: dict[str, int | str] = {"chunk": chunk, "apart": int(self.apart), "precision": precision(arch)}
             for k, found in enumerate(choices):
                 c = found[min(n, len(found) - 1)]
+                single = int(bool(c.deep) and not accumulated(self.parts[k], hints) and tile_dots(self.parts[k].program) > 0)
                 tile |= own({"row": c.row, "col": c.col, "deep": c.deep}, tile, k)
-                knobs |= own({"warps": c.warps, "stages": c.stages, "group": c.group}, knobs, k)
+                knobs |= own({"warps": c.warps, "stages": c.stages, "group": c.group, "single": single}, knobs, k)
             yield Schedule(self.kind, nonzero(force(tile, forced)), "grid", nonzero(force(knobs, forced)))
 
 
@@ -168,11 +171,12 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
         return [c for c in (narrowed(c, program, hints) for c in small) if c]
     table = HALF.get(arch, HALF["sm80"]) if half(program) else FULL
     found = table[min(w for w in table if w >= width or w == max(table))]
-    if not width and tile_dots(program) > 1:
-        found = found[1:]
+    found = tuple(c for c in found if c.warps > 4 or c.row * c.col < 128 * 128 or light(program))
     deepest = max((program.extent(d).evaluate(hints) for d in contracted_dims(program)), default=0)
     whole = half(program) and deepest <= WHOLE and arch.startswith("sm")
-    return [replace(c, deep=0) for c in found] if whole else found
+    if not whole:
+        return found
+    return [replace(c, deep=0) for c in (found[-1:] if not width and tile_dots(program) > 1 else found)]
 
 
 def narrowed(c: Config, program: TileProgram, hints: Mapping[str, int]) -> Config | None:
@@ -188,6 +192,12 @@ def narrowed(c: Config, program: TileProgram, hints: Mapping[str, int]) -> Confi
         if c.col <= least:
             return None
         c = replace(c, col=c.col // 2)
+
+
+def light(program: TileProgram) -> bool:
+    """Is little done with the tile that comes out of a dot: one dot, few carries, no op that is a series?"""
+    costly = any(isinstance(s, Point) and s.op in COSTLY and s.out.scope == "tile" for s in program.statements())
+    return not costly and tile_dots(program) == 1 and len(program.levels[0].updates) <= 3
 
 
 def tile_dots(program: TileProgram) -> int:

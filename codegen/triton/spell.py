@@ -45,6 +45,7 @@ SPELLINGS: dict[str, str] = {
     "where": "tl.where({0}, {1}, {2})",
 }
 SPELLED_BY_TYPE = frozenset({"cast"})     # see `cast`
+COSTLY = frozenset({"tanh", "log1p", "expm1", "pow", "erf", "sin", "cos", "log", "floordiv", "mod"})
 INTEGER_EXTREMA = frozenset({"maximum", "minimum"})
 
 HELPERS: dict[str, str] = {

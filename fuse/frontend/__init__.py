@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from fuse.frontend.absorb import with_tail
 from fuse.frontend.candidates import Candidate, find_candidates
 from fuse.frontend.importer import Imported, import_candidate
 from fuse.frontend.supported import streamable, supported, worthwhile
@@ -40,6 +41,12 @@ def _imported(candidate: Candidate, options: Options) -> Imported | Miss:
     miss = (worthwhile(candidate) if options.virtual_floor else None) or supported(candidate)
     if miss is not None:
         return miss
+    whole = with_tail(candidate)
+    found = _streamable(whole) if whole is not None else None
+    return found or _streamable(candidate)
+
+
+def _streamable(candidate: Candidate) -> Imported | Miss:
     imported = import_candidate(candidate)
     if isinstance(imported, Miss):
         return imported

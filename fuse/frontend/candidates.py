@@ -166,7 +166,7 @@ def _is_anchor(shadow: Shadow, node: fx.Node) -> bool:
 
 def contractions(value: Any) -> Iterator[Value]:
     """The contractions that a node's values are views of."""
-    for v in _flat(value):
+    for v in flat(value):
         while kind_of(v) == "view" and source(v).node is v.node:
             v = source(v)
         if kind_of(v) == "contraction":
@@ -225,7 +225,7 @@ def _stays_large(shadow: Shadow, user: fx.Node, top: int, least: int, virtual: s
         total = top                # as many rows as the data says: as virtual as what they are selected from
     if total > WIDEST * top or total < min(NARROWEST * top, least):
         return False
-    values = list(_flat(shadow.value(user)))
+    values = list(flat(shadow.value(user)))
     if not values or not all(_streams(v, user, virtual) for v in values):
         return False
     return total >= NARROWEST * top or (total >= least and all(_selects(v) for v in values))
@@ -253,12 +253,12 @@ def _touches(v: Value, virtual: set[fx.Node]) -> bool:
     return v.node in virtual or any(s.node in virtual or (s.node is v.node and _touches(s, virtual)) for s in v.sources())
 
 
-def _flat(value: Any) -> Iterator[Value]:
+def flat(value: Any) -> Iterator[Value]:
     if isinstance(value, Value):
         yield value
     elif isinstance(value, (list, tuple)):
         for v in value:
-            yield from _flat(v)
+            yield from flat(v)
 
 
 @dataclass(frozen=True)
@@ -355,7 +355,7 @@ def _exits(shadow: Shadow, group: _Group, dependent: frozenset[fx.Node]) -> tupl
 def _check_exit(shadow: Shadow, node: fx.Node, virtual: set[fx.Node]) -> None:
     """A user of a virtual value that is not large itself must be made of ops that have a rule."""
     name = called(node) or str(node.target)
-    stack = list(_flat(shadow.value(node)))
+    stack = list(flat(shadow.value(node)))
     if not stack:
         raise Refused(Miss("OTHER_USER", where(node), lambda: f"{node.name} = {name}(...)"))
     while stack:

@@ -16,7 +16,7 @@ from torch import fx
 
 from fuse.frontend.context import Context, contexts, mutated_arguments
 from fuse.frontend.symbols import shape_of, size_of
-from fuse.frontend.trace import Slot, Template, Untraceable, argument_spec, map_nested, map_tensors, trace
+from fuse.frontend.trace import CHAIN, Slot, Template, Untraceable, argument_spec, map_nested, map_tensors, trace
 from fuse.frontend.value import Value, called, constant, example, has_tensor, where
 from fuse.private import memory_of
 
@@ -90,8 +90,7 @@ class Shadow:
         when, mutation, target = hits[-1]
         key = (node, mutation)
         if key not in self.mutated:
-            new = self._written(mutation, target)
-            self.mutated[key] = self._seen_as(node, tensor, example(target), new)
+            self.mutated[key] = self._seen_as(node, target, self._written(mutation, target), when)
             self.mutated[key].since = when
         return self.mutated[key]
 
@@ -103,14 +102,29 @@ class Shadow:
         lost = not self.context[mutation].grad and example(target).requires_grad
         return None if lost else self.written.get((mutation, target))
 
-    def _seen_as(self, node: fx.Node, tensor: torch.Tensor, target: torch.Tensor, new: Value | None) -> Value:
+    def _seen_as(self, node: fx.Node, target: fx.Node, new: Value | None, when: int) -> Value:
         """What was written into `target`, seen through `node`, which shares its memory."""
+        tensor, other = example(node), example(target)
         dtype, shape, grad = str(tensor.dtype)[6:], shape_of(tensor), self.context[node].grad
-        if new is not None and _same_geometry(tensor, target):
-            return Value("alias", {"self": new}, dtype, shape, node, stored=True, grad=new.grad)
-        if new is not None and _contiguous_whole(tensor) and _contiguous_whole(target):
-            return Value("view", {"self": new, "size": list(shape)}, dtype, shape, node, stored=True, grad=new.grad)
+        if new is not None:
+            if _same_geometry(tensor, other):
+                return Value("alias", {"self": new}, dtype, shape, node, stored=True, grad=new.grad)
+            if _contiguous_whole(tensor) and _contiguous_whole(other):
+                return Value("view", {"self": new, "size": list(shape)}, dtype, shape, node, stored=True, grad=new.grad)
+            links = self._links(target, node)
+            if links:
+                args = {"self": self.value_at(node, when), "part": new, "links": links}
+                return Value("write", args, dtype, shape, node, stored=True, grad=new.grad)
         return Value(None, {}, dtype, shape, node, stored=True, grad=grad, opaque="MUTATION")
+
+    def _links(self, view: fx.Node, base: fx.Node) -> list[Value]:
+        """The chain of slices that makes `view` from `base`, outermost first; empty if it is anything else."""
+        found: list[Value] = []
+        v = self.value(view)
+        while isinstance(v, Value) and v.op in CHAIN and v.node is not base:
+            found.insert(0, v)
+            v = v.args["self"]
+        return found if isinstance(v, Value) and v.node is base else []
 
     def mutated_between(self, node: fx.Node, first: int, last: int) -> bool:
         """Does something change the node's memory at a position after `first` and up to `last`?"""

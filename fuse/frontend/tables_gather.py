@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from fuse.frontend.index import ZERO, Linear, linear
 from fuse.frontend.operands import compute_type, convert, harmonise
-from fuse.frontend.tables_reduce import Rule
+from fuse.frontend.tables_reduce import Rule, over
 from fuse.frontend.value import Value
 from fuse.frontend.views import Index, broadcast, dim, slice_bounds, source, wrap
-from fuse.ir.expr import FLOATS, Axis, Expr, cast, const, make, reduce_, size, sum_, where
+from fuse.ir.expr import FLOATS, Axis, Expr, cast, const, make, size, sum_, where
 from fuse.ir.size import Size, product
 from fuse.reasons import Miss, Refused
 
@@ -134,7 +134,7 @@ def _class_axis(pull: Pull, v: Value, rows: Index, class_dim: int) -> tuple[Expr
 
 def _statistic(pull: Pull, v: Value, rows: Index, class_dim: int) -> Expr:
     x, axes, _ = _class_axis(pull, v, rows, class_dim)
-    return reduce_("lse", x, *axes)
+    return over("lse", x, axes)
 
 
 def _rows(pull: Pull, v: Value, idx: Index, class_dim: int) -> tuple[Index, list[Axis]]:
@@ -175,7 +175,7 @@ def _cross_entropy(pull: Pull, v: Value, idx: Index) -> Expr:
     if not smoothed:
         return hard
     x, classes, position = _class_axis(pull, v, rows, class_dim)
-    each = -make("sub_lse", x, reduce_("lse", x, *classes))
+    each = -make("sub_lse", x, over("lse", x, classes))
     if scale is not None:
         each = each * convert(pull.at_argument(v, v.args["weight"], (position,)), v.dtype)
     smooth = sum_(where(valid, sum_(each, *classes), 0), *axes)
@@ -193,7 +193,7 @@ def _soft_cross_entropy(pull: Pull, v: Value, rows: Index, axes: list[Axis], cla
     if smoothed:
         part = pull.scalar(v, v.args["label_smoothing"], t.dtype)
         t = t * (1 - part) + part / cast(size(source(v).shape[class_dim]), t.dtype)
-    each = make("sub_lse", x, reduce_("lse", x, *classes)) * t
+    each = make("sub_lse", x, over("lse", x, classes)) * t
     if v.args.get("weight") is not None:
         each = each * convert(pull.at_argument(v, v.args["weight"], (position,)), v.dtype)
     total = -sum_(each, *classes, *axes)

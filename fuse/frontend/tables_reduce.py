@@ -68,20 +68,32 @@ def _over(x: Expr, count: Size) -> Expr:
     return x / cast(size(count), x.dtype)
 
 
+def over(op: str, x: Expr, axes: Sequence[Axis]) -> Expr:
+    """max, argmax or lse of x, which may be constant along some of the axes: n equal terms add log n to an lse."""
+    present = [a for a in axes if x.has(a)]
+    if op == "argmax" and not present:
+        return const(0, "int64")
+    if op == "lse":
+        count = product(a.extent for a in axes if not x.has(a))
+        found = reduce_("lse", x, *present)
+        return found if count == 1 else found + make("log", cast(size(count), x.dtype))
+    return reduce_(op, x, *present)
+
+
 def _extremum(sign: int) -> Rule:
     def rule(pull: Pull, v: Value, idx: Index) -> Expr:
         x, axes, _ = body(pull, v, idx)
         if v.output == 1 or v.op in ("argmax", "argmin"):
             if (v.args.get("dim") is None and len(source(v).shape) > 1) or len(axes) != 1:
                 raise Refused(Miss("UNSUPPORTED_OP", v.where, f"{v.op} over several axes"))
-            return reduce_("argmax", x if sign > 0 else -x, *axes)
-        return reduce_("max", x, *axes) if sign > 0 else -reduce_("max", -x, *axes)
+            return over("argmax", x if sign > 0 else -x, axes)
+        return over("max", x, axes) if sign > 0 else -over("max", -x, axes)
     return rule
 
 
 def _logsumexp(pull: Pull, v: Value, idx: Index) -> Expr:
     x, axes, _ = body(pull, v, idx)
-    return reduce_("lse", convert(x, v.dtype), *axes)
+    return over("lse", convert(x, v.dtype), axes)
 
 
 def _any_all(negate: bool) -> Rule:
@@ -100,7 +112,7 @@ def _norm(pull: Pull, v: Value, idx: Index) -> Expr:
     order = 2.0 if order is None else float(order)
     size_ = make("abs", x)
     if order == float("inf"):
-        return reduce_("max", size_, *axes)
+        return over("max", size_, axes)
     if order == 1:
         return sum_(size_, *axes)
     if order == 2:
@@ -132,7 +144,7 @@ def normalised(pull: Pull, v: Value, idx: Index, dim: int, dtype: str) -> tuple[
     others = (*idx[:d], *idx[d + 1:])
     position, axes = pull.rebound(v, f"s{d}", idx[d], src.shape[d], others)
     whole = x if position == idx[d] else convert(pull.at_argument(v, src, (*idx[:d], position, *idx[d + 1:])), dtype)
-    return x, reduce_("lse", whole, *axes)
+    return x, over("lse", whole, axes)
 
 
 def _softmax(op: str) -> Rule:
@@ -160,8 +172,10 @@ def _triangle(lower: bool) -> Rule:
 
 
 def _one_hot(pull: Pull, v: Value, idx: Index) -> Expr:
-    label = cast(pull.at_argument(v, source(v), idx[:-1]), "int64")
-    return cast(make("eq", idx[-1].expr(), label), "int64")
+    label, position = cast(pull.at_argument(v, source(v), idx[:-1]), "int64"), idx[-1].expr()
+    if position.op == "iota" and position["axis"].extent == v.shape[-1]:      # eager raises for a label beyond the classes
+        label = make("bounded", label, axis=position["axis"])
+    return cast(make("eq", position, label), "int64")
 
 
 def _kl_div(pull: Pull, v: Value, idx: Index) -> Expr:

@@ -207,13 +207,15 @@ def attention(dtype: str, causal: bool = True) -> Region:
     """softmax(q k' + bias) v with a GQA group, a mask, and statistics."""
     group = 2
     w = wide(dtype)
-    k = cast(read(buf("k", dtype, b, ax("g", "G"), j, d), iota(b), make("floordiv", iota(h), const(group, "int64")), iota(j), iota(d)), w)
+    head = make("floordiv", iota(h), const(group, "int64"))
+    k = cast(read(buf("k", dtype, b, ax("g", "G"), j, d), iota(b), head, iota(j), iota(d)), w)
     s = dot(value("q", dtype, b, h, i, d), k, d) * 0.3 + value("bias", dtype, h, i, j)
     s = where(make("and", make("le", iota(j), iota(i)), value("keep", "bool", b, j)), s, -INF)
     return Region("attention", (j,), (b, h, i), (
         Carry("L", Kind.LSE, s, (j,), (b, h, i)),
         Carry("o", Kind.SUM, value("v", dtype, b, h, j, e), (j,), (b, h, i, e), relative_to="L"),
-        Carry("o1", Kind.SUM, value("v", dtype, b, h, j, e) * value("c", dtype, j), (j,), (b, h, i, e), relative_to="L", moment=1),
+        Carry("o1", Kind.SUM, value("v", dtype, b, h, j, e) * value("c", dtype, j), (j,), (b, h, i, e), relative_to="L",
+              moment=1),
     ))
 
 

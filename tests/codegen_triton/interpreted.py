@@ -99,6 +99,13 @@ def test_tiles_and_splits_change_nothing(tile):
     check(zoo.accuracy(), tile=tile)
 
 
+@pytest.mark.parametrize("parts", [1, 5000])
+def test_splits_are_combined_in_rounds(parts):
+    for make_case in (zoo.entropy, zoo.accuracy):
+        check(make_case(), tile=TILE | {"single": 1, "parts": parts})
+    check(zoo.attention(), tile=TILE | {"splits": 3, "parts": parts})
+
+
 def test_splits_of_accumulators_are_combined():
     check(zoo.attention(), tile=TILE | {"splits": 3})
     case = BY_NAME["widths"]

@@ -23,7 +23,7 @@ def softmax(s: Expr = SCORES) -> Expr:
 
 
 def pick(x: Expr, index: Expr = LABEL) -> Expr:
-    return make("pick", x, make("bounded", index), axis=V)
+    return make("pick", x, make("bounded", index, axis=V), axis=V)
 
 
 def cross_entropy(s: Expr = SCORES) -> Expr:

@@ -90,7 +90,7 @@ def canonical(value):
 
 
 def test_spellings_of_the_same_meaning_have_the_same_bodies():
-    hot = make("cast", make("eq", make("iota", axis=V), make("bounded", LABEL)), dtype="float32")
+    hot = make("cast", make("eq", make("iota", axis=V), make("bounded", LABEL, axis=V)), dtype="float32")
     first, *others = map(canonical, [
         L - pick(SCORES), -pick(LOGP), -sum_(hot * LOGP, V), -make("log", pick(P)),
         make("log", sum_(make("exp", SCORES), V)) - pick(SCORES)])

@@ -32,28 +32,28 @@ def sweep0(
     c0_m = tl.full([R], float("-inf"), tl.float32)
     c0_l = tl.full([R], 0.0, tl.float32)
     c1 = tl.full([R], 0.0, tl.float32)
-    for column in range(begin, end, C):
-        col = (column + tl.arange(0, C)).to(INDEX)
-        col_ok = (col < end) | EVEN_C
-        s5 = tl.zeros([R, C], tl.float32)
-        for k2_1_0 in range(0, n2, K2):
-            k2_1 = (k2_1_0 + tl.arange(0, K2)).to(INDEX)
-            k2_1_ok = (k2_1 < n2) | EVEN_K2
-            t2 = tl.load(x0 + (i0 * s0_i0 + i1 * s0_i1)[:, None] + (k2_1 * s0_i2)[None, :], mask=row_ok[:, None] & k2_1_ok[None, :], other=0)
-            t3 = tl.load(x2 + (col * s2_i3)[:, None] + (k2_1 * s2_i2)[None, :], mask=col_ok[:, None] & k2_1_ok[None, :], other=0)
-            t4 = tl.trans(t3)
-            s5 = dot(t2, t4, s5, "ieee", WIDEN)
-        c0_s = tl.where(col_ok[None, :], s5, float("-inf"))
-        c0_n = tl.maximum(c0_m, tl.max(c0_s, 1))
-        c0_g = tl.where(c0_n == float("-inf"), 0.0, c0_n)
-        c0_x = c0_s - c0_g[:, None]
-        c0_r = tl.exp(c0_m - c0_g)
-        c0_e = tl.exp(c0_x)
-        t8 = col[None, :] == t7[:, None]
-        t9 = tl.where(t8, s5, 0.0)
-        c1 += tl.sum(tl.where(col_ok[None, :], t9, 0.0), 1)
-        c0_l = c0_l * c0_r + tl.sum(c0_e, 1)
-        c0_m = c0_n
+    column = begin
+    col = (column + tl.arange(0, C)).to(INDEX)
+    col_ok = (col < end) | EVEN_C
+    s5 = tl.zeros([R, C], tl.float32)
+    for k2_1_0 in range(0, n2, K2):
+        k2_1 = (k2_1_0 + tl.arange(0, K2)).to(INDEX)
+        k2_1_ok = (k2_1 < n2) | EVEN_K2
+        t2 = tl.load(x0 + (i0 * s0_i0 + i1 * s0_i1)[:, None] + (k2_1 * s0_i2)[None, :], mask=row_ok[:, None] & k2_1_ok[None, :], other=0)
+        t3 = tl.load(x2 + (col * s2_i3)[:, None] + (k2_1 * s2_i2)[None, :], mask=col_ok[:, None] & k2_1_ok[None, :], other=0)
+        t4 = tl.trans(t3)
+        s5 = dot(t2, t4, s5, "ieee", WIDEN)
+    c0_s = tl.where(col_ok[None, :], s5, float("-inf"))
+    c0_n = tl.maximum(c0_m, tl.max(c0_s, 1))
+    c0_g = tl.where(c0_n == float("-inf"), 0.0, c0_n)
+    c0_x = c0_s - c0_g[:, None]
+    c0_r = tl.exp(c0_m - c0_g)
+    c0_e = tl.exp(c0_x)
+    t8 = col[None, :] == t7[:, None]
+    t9 = tl.where(t8, s5, 0.0)
+    c1 += tl.sum(tl.where(col_ok[None, :], t9, 0.0), 1)
+    c0_l = c0_l * c0_r + tl.sum(c0_e, 1)
+    c0_m = c0_n
     tl.store(o_c0_m + split * o_c0_m_split + (i0 * o_c0_m_i0 + i1 * o_c0_m_i1), c0_m, mask=row_ok)
     tl.store(o_c0_l + split * o_c0_l_split + (i0 * o_c0_l_i0 + i1 * o_c0_l_i1), c0_l, mask=row_ok)
     tl.store(o_c1 + split * o_c1_split + (i0 * o_c1_i0 + i1 * o_c1_i1), c1, mask=row_ok)

@@ -33,22 +33,22 @@ def sweep0(
     t12 = tl.load(x3 + b3 + i0 * s3_i0 + i1 * s3_i1, mask=row_ok, other=0)
     t13 = tl.minimum(tl.maximum(t12, -1), n3).to(INDEX)
     t17 = tl.load(x4 + i0 * s4_i0 + i1 * s4_i1, mask=row_ok, other=0)
-    for column in range(begin, end, C):
-        col = (column + tl.arange(0, C)).to(INDEX)
-        col_ok = (col < end) | EVEN_C
-        s5 = tl.zeros([R, C], tl.float32)
-        for k2_1_0 in range(0, n2, K2):
-            k2_1 = (k2_1_0 + tl.arange(0, K2)).to(INDEX)
-            k2_1_ok = (k2_1 < n2) | EVEN_K2
-            t2 = tl.load(x0 + (i0 * s0_i0 + i1 * s0_i1)[:, None] + (k2_1 * s0_i2)[None, :], mask=row_ok[:, None] & k2_1_ok[None, :], other=0)
-            t3 = tl.load(x5 + (col * s5_i3)[:, None] + (k2_1 * s5_i2)[None, :], mask=col_ok[:, None] & k2_1_ok[None, :], other=0)
-            t4 = tl.trans(t3)
-            s5 = dot(t2, t4, s5, "ieee", WIDEN)
-        t7 = s5 - t6[:, None]
-        t8 = tl.exp(t7)
-        t11 = t8 * t10[:, None]
-        t14 = col[None, :] == t13[:, None]
-        t15 = tl.where(t14, 1.0, 0.0)
-        t16 = t11 - t15
-        t18 = t16 * t17[:, None]
-        tl.store(slab0 + ((row - row_begin) * slab0_row)[:, None] + (col - col_begin)[None, :], t18.to(tl.bfloat16), mask=row_ok[:, None] & col_ok[None, :])
+    column = begin
+    col = (column + tl.arange(0, C)).to(INDEX)
+    col_ok = (col < end) | EVEN_C
+    s5 = tl.zeros([R, C], tl.float32)
+    for k2_1_0 in range(0, n2, K2):
+        k2_1 = (k2_1_0 + tl.arange(0, K2)).to(INDEX)
+        k2_1_ok = (k2_1 < n2) | EVEN_K2
+        t2 = tl.load(x0 + (i0 * s0_i0 + i1 * s0_i1)[:, None] + (k2_1 * s0_i2)[None, :], mask=row_ok[:, None] & k2_1_ok[None, :], other=0)
+        t3 = tl.load(x5 + (col * s5_i3)[:, None] + (k2_1 * s5_i2)[None, :], mask=col_ok[:, None] & k2_1_ok[None, :], other=0)
+        t4 = tl.trans(t3)
+        s5 = dot(t2, t4, s5, "ieee", WIDEN)
+    t7 = s5 - t6[:, None]
+    t8 = tl.exp(t7)
+    t11 = t8 * t10[:, None]
+    t14 = col[None, :] == t13[:, None]
+    t15 = tl.where(t14, 1.0, 0.0)
+    t16 = t11 - t15
+    t18 = t16 * t17[:, None]
+    tl.store(slab0 + ((row - row_begin) * slab0_row)[:, None] + (col - col_begin)[None, :], t18.to(tl.bfloat16), mask=row_ok[:, None] & col_ok[None, :])
