@@ -138,4 +138,5 @@ def reset() -> None:
         ops.trim()
 
 
+private.capture_row_selections()
 fuse.reset = reset  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@
     torch._dynamo.utils.counters                 where torch's users look for counts
     OptimizedModule._orig_mod,                   what torch.compile was given
     _torchdynamo_orig_callable
+    torch._dynamo.config.capture_dynamic_output_shape_ops    rows chosen by a mask stay in the graph         2.0
     torch._inductor.compile_fx.compile_fx        compiles what fuse did not take
     torch._inductor.list_mode_options            translates torch.compile's mode
     torch._inductor.custom_graph_pass            a pass whose uuid enters the cache keys
@@ -67,6 +68,13 @@ def trace_node(function: Callable[..., Any], inputs: Sequence[Any], mode: Any) -
 def steers_dynamo(error: BaseException) -> bool:
     """True for exceptions with which Dynamo controls itself (restart, skip the frame, shorten a traceback)."""
     return isinstance(error, TorchDynamoException) and not isinstance(error, BackendCompilerFailed)
+
+
+def capture_row_selections() -> None:
+    """Lets Dynamo record `h[mask]`: left at its default it would cut the graph between a head and its loss there."""
+    import torch._dynamo
+
+    torch._dynamo.config.capture_dynamic_output_shape_ops = True
 
 
 def counters() -> Any:

@@ -56,7 +56,7 @@ HALF: dict[str, dict[int, tuple[Config, ...]]] = {
         256: (Config(64, 32, 32, 8, 2), Config(32, 32, 32, 8, 2)),
     },
 }
-HALF["sm100"] = HALF["sm90"]
+HALF["sm100"] = HALF["sm90"] | {256: (Config(64, 32, 64, 8, 2), Config(32, 32, 64, 8, 2))}
 # For float32 operands, multiplied on the ordinary units: small tiles, everything in registers.
 FULL: dict[int, tuple[Config, ...]] = {
     0: (Config(128, 64, 16, 8, 2), Config(64, 64, 16, 4, 2)),
@@ -176,7 +176,7 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
     whole = half(program) and deepest <= WHOLE and arch.startswith("sm")
     if not whole:
         return found
-    return [replace(c, deep=0) for c in (found[-1:] if not width and tile_dots(program) > 1 else found)]
+    return [replace(c, deep=0) for c in (found[-1:] if not width and not light(program) else found)]
 
 
 def narrowed(c: Config, program: TileProgram, hints: Mapping[str, int]) -> Config | None:

@@ -46,10 +46,15 @@ def shape_of(tensor: torch.Tensor) -> tuple[Size, ...]:
 
 
 def hint(dim: Dim) -> int | None:
-    """The value seen while compiling, or None for a size that depends on data."""
+    """The value seen while compiling; for a size that depends on data the most it can be, or None if nothing is known."""
     if not isinstance(dim, torch.SymInt):
         return int(dim)
-    return int(dim.node.hint) if dim.node.has_hint() else None
+    return int(dim.node.hint) if dim.node.has_hint() else _most(dim.node.shape_env.bound_sympy(dim.node.expr).upper)
+
+
+def _most(bound: Any) -> int | None:
+    """A selection of rows, say, has at most as many as there are."""
+    return int(bound) if getattr(bound, "is_Integer", False) and bound < 1 << 40 else None
 
 
 def numel_hint(tensor: torch.Tensor) -> int | None:
@@ -64,15 +69,18 @@ def numel_hint(tensor: torch.Tensor) -> int | None:
 
 
 def symbol_hints(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
-    """The value of every symbol in the shapes of these tensors that has one."""
+    """The value of every symbol in the shapes of these tensors, or the most it can be."""
     found: dict[str, int] = {}
     for tensor in tensors:
         for dim in (d for d in tensor.shape if hasattr(d, "node")):
             values = dim.node.shape_env.backed_var_to_val if hasattr(dim.node.shape_env, "backed_var_to_val") \
                 else dim.node.shape_env.var_to_val
             for symbol in dim.node.expr.free_symbols:
+                most = _most(dim.node.shape_env.bound_sympy(symbol).upper)
                 if symbol in values:
                     found[str(symbol)] = int(values[symbol])
+                elif most is not None:
+                    found[str(symbol)] = most
     return found
 
 

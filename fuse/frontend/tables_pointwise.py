@@ -320,7 +320,7 @@ POINTWISE: dict[str, Rule] = {
     "greater": _compare("lt", swap=True), "greater_equal": _compare("le", swap=True), "less": _compare("lt"),
     "less_equal": _compare("le"),
     "logical_and": _bit("and", True), "logical_or": _bit("or", True), "bitwise_and": _bit("and"),
-    "bitwise_or": _bit("or"), "__and__": _bit("and"), "__or__": _bit("or"), "logical_xor": _xor, "bitwise_xor": _xor,
+    "bitwise_or": _bit("or"), "__and__": _bit("and"), "__or__": _bit("or"), "logical_xor": _xor, "bitwise_xor": _xor, "__xor__": _xor,
     "logical_not": _not, "bitwise_not": _not, "isnan": _classify("isnan"), "isinf": _classify("isinf"),
     "isfinite": _classify("isfinite"), "nan_to_num": _nan_to_num,
     "where": _where, "masked_fill": _masked_fill, "clamp": _clamp_rule("min", "max"), "clip": _clamp_rule("min", "max"),

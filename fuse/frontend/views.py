@@ -15,7 +15,8 @@ LAST = (1 << 63) - 1
 
 
 def source(v: Value) -> Value:
-    found = v.args.get("self", v.args.get("input"))
+    """The value that v is a view, a copy or a reduction of."""
+    found = v.args["tensors"][v.output] if v.op == "broadcast_tensors" else v.args.get("self", v.args.get("input"))
     assert isinstance(found, Value), v
     return found
 
@@ -192,7 +193,7 @@ VIEWS: dict[str, View] = {
     "permute": _permute, "transpose": _transpose, "swapaxes": _transpose, "swapdims": _transpose, "t": _reverse,
     "numpy_T": _reverse,
     "mT": _mt, "matrix_H": _mt, "adjoint": _mt, "movedim": _movedim, "moveaxis": _movedim, "unsqueeze": _unsqueeze,
-    "expand": _expand, "expand_as": _expand, "broadcast_to": _expand, "repeat": _repeat,
+    "expand": _expand, "expand_as": _expand, "broadcast_to": _expand, "broadcast_tensors": _expand, "repeat": _repeat,
     "slice": _slice, "narrow": _narrow, "select": _select,
     "chunk": _piece, "split": _piece, "split_with_sizes": _piece, "unbind": _piece,
     "unfold": _unfold, "diagonal": _diagonal, "roll": _roll, "flip": _flip,

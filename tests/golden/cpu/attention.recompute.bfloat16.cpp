@@ -64,7 +64,8 @@ extern "C" int64_t fuse_workspace(const int64_t* arg, int outer) {
   return Shared(nullptr, arg).bytes + outer * Task(nullptr, arg).bytes;
 }
 
-extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer, int inner) {
+extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer,
+                            int inner) {
   UNPACK;
   const bf16* const x0 = (const bf16*)buf[0];
   const bool* const x1 = (const bool*)buf[1];
@@ -82,7 +83,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   const int64_t tasks = n2 * n3 * groups;
 #pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
   for (int64_t task = 0; task < tasks; ++task) {
-    const Task mine(work + shared.bytes + (outer > 1 ? omp_get_thread_num() : 0) * Task(nullptr, arg).bytes, arg);
+    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+    const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const c0_m = mine.c0_m;
     float* const c0_o = mine.c0_o;
     double* const c0_l = mine.c0_l;
@@ -169,7 +171,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               top_c0 = t_c0 > top_c0 ? t_c0 : top_c0;
             }
             const float o_c0 = c0_m[r], x_c0 = top_c0;
-            const float y_c0 = x_c0 > o_c0 ? x_c0 : o_c0, m_c0 = origin(y_c0);
+            const float y_c0 = x_c0 > o_c0 ? x_c0 : o_c0;
+            const float m_c0 = origin(y_c0);
             const float delta_c0 = drop(o_c0, y_c0);
             c0_m[r] = y_c0;
             c0_o[r] = o_c0;
@@ -240,47 +243,15 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           }
           gemm(blas, int64_t(nr), int64_t(n5), int64_t(nc), Mat<float>{w_c3, C, false}, m27_col_i5, 1, c3, n5);
         }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const float* q_c0_m = c0_m + first;
-          float y0_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y0_line[c] = q_c0_m[c];
-          });
-          put(y0 + i2 * y0_i2 + i3 * y0_i3, from(wy0_row, first), n, y0_line);
-        }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const double* q_c0_l = c0_l + first;
-          double y1_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y1_line[c] = q_c0_l[c];
-          });
-          put(y1 + i2 * y1_i2 + i3 * y1_i3, from(wy1_row, first), n, y1_line);
+        put(y0 + i2 * y0_i2 + i3 * y0_i3, wy0_row, nr, c0_m + 0);
+        put(y1 + i2 * y1_i2 + i3 * y1_i3, wy1_row, nr, c0_l + 0);
+#pragma omp parallel for num_threads(inner) if (inner > 1)
+        for (int r = 0; r < nr; ++r) {
+          put(y2 + i2 * y2_i2 + i3 * y2_i3 + wy2_row(r), wy2_i5, n5, c1 + r * n5);
         }
 #pragma omp parallel for num_threads(inner) if (inner > 1)
         for (int r = 0; r < nr; ++r) {
-          for (int first = 0; first < n5; first += CHUNK) {
-            const int n = int(n5) - first < CHUNK ? int(n5) - first : CHUNK;
-            const float* q_c1 = c1 + r * n5 + first;
-            float y2_line[CHUNK];
-            strips(n, [&](int c, int k) EACH {
-              y2_line[c] = q_c1[c];
-            });
-            put(y2 + i2 * y2_i2 + i3 * y2_i3 + wy2_row(r), from(wy2_i5, first), n, y2_line);
-          }
-        }
-#pragma omp parallel for num_threads(inner) if (inner > 1)
-        for (int r = 0; r < nr; ++r) {
-          for (int first = 0; first < n5; first += CHUNK) {
-            const int n = int(n5) - first < CHUNK ? int(n5) - first : CHUNK;
-            const float* q_c2 = c2 + r * n5 + first;
-            float y3_line[CHUNK];
-            strips(n, [&](int c, int k) EACH {
-              y3_line[c] = q_c2[c];
-            });
-            put(y3 + i2 * y3_i2 + i3 * y3_i3 + wy3_row(r), from(wy3_i5, first), n, y3_line);
-          }
+          put(y3 + i2 * y3_i2 + i3 * y3_i3 + wy3_row(r), wy3_i5, n5, c2 + r * n5);
         }
       }
     }

@@ -60,7 +60,8 @@ extern "C" int64_t fuse_workspace(const int64_t* arg, int outer) {
   return Shared(nullptr, arg).bytes + outer * Task(nullptr, arg).bytes;
 }
 
-extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer, int inner) {
+extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer,
+                            int inner) {
   UNPACK;
   const bf16* const x0 = (const bf16*)buf[0];
   const float* const x1 = (const float*)buf[1];
@@ -84,7 +85,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   const int64_t tasks = 1 * groups;
 #pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
   for (int64_t task = 0; task < tasks; ++task) {
-    const Task mine(work + shared.bytes + (outer > 1 ? omp_get_thread_num() : 0) * Task(nullptr, arg).bytes, arg);
+    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+    const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const c0 = mine.c0;
     float* const t10 = mine.t10;
     int64_t* const w0_row_t = mine.w0_row_t;
@@ -213,15 +215,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         }
 #pragma omp parallel for num_threads(inner) if (inner > 1)
         for (int r = 0; r < nr; ++r) {
-          for (int first = 0; first < n2; first += CHUNK) {
-            const int n = int(n2) - first < CHUNK ? int(n2) - first : CHUNK;
-            const float* q_c0 = c0 + r * n2 + first;
-            float y0_line[CHUNK];
-            strips(n, [&](int c, int k) EACH {
-              y0_line[c] = q_c0[c];
-            });
-            put(y0 + wy0_row(r), from(wy0_i2, first), n, y0_line);
-          }
+          put(y0 + wy0_row(r), wy0_i2, n2, c0 + r * n2);
         }
       }
     }

@@ -55,7 +55,8 @@ extern "C" int64_t fuse_workspace(const int64_t* arg, int outer) {
   return Shared(nullptr, arg).bytes + outer * Task(nullptr, arg).bytes;
 }
 
-extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer, int inner) {
+extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer,
+                            int inner) {
   UNPACK;
   const float* const x0 = (const float*)buf[0];
   const float* const x1 = (const float*)buf[1];
@@ -71,7 +72,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   const int64_t tasks = n0 * n1 * groups;
 #pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
   for (int64_t task = 0; task < tasks; ++task) {
-    const Task mine(work + shared.bytes + (outer > 1 ? omp_get_thread_num() : 0) * Task(nullptr, arg).bytes, arg);
+    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+    const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     double* const c0 = mine.c0;
     double* const c1 = mine.c1;
     float* const c2 = mine.c2;
@@ -126,16 +128,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             }
           }
         }
-#pragma omp parallel for num_threads(inner) if (inner > 1)
-        for (int first = 0; first < n3; first += CHUNK) {
-          const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-          const double* q_c0 = c0 + first;
-          double y0_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y0_line[c] = q_c0[c];
-          });
-          put(y0 + i0 * y0_i0 + i1 * y0_i1, from(wy0_i3, first), n, y0_line);
-        }
+        put(y0 + i0 * y0_i0 + i1 * y0_i1, wy0_i3, n3, c0 + 0);
       }
       {
         start(c1, n3, double(0));
@@ -243,27 +236,10 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           const Mat<float> m11_col_i4 = matrix<float>(l2, w2_col, w2_i4, int64_t(nc), int64_t(n4), m11_col_i4_copy, inner);
           gemm(blas, int64_t(n3), int64_t(n4), int64_t(nc), turned(Mat<float>{t10, n3, false}), m11_col_i4, 1, c2, n4);
         }
-#pragma omp parallel for num_threads(inner) if (inner > 1)
-        for (int first = 0; first < n3; first += CHUNK) {
-          const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-          const double* q_c1 = c1 + first;
-          double y1_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y1_line[c] = q_c1[c];
-          });
-          put(y1 + i0 * y1_i0 + i1 * y1_i1, from(wy1_i3, first), n, y1_line);
-        }
+        put(y1 + i0 * y1_i0 + i1 * y1_i1, wy1_i3, n3, c1 + 0);
 #pragma omp parallel for num_threads(inner) if (inner > 1)
         for (int f3 = 0; f3 < n3; ++f3) {
-          for (int first = 0; first < n4; first += CHUNK) {
-            const int n = int(n4) - first < CHUNK ? int(n4) - first : CHUNK;
-            const float* q_c2 = c2 + f3 * n4 + first;
-            float y2_line[CHUNK];
-            strips(n, [&](int c, int k) EACH {
-              y2_line[c] = q_c2[c];
-            });
-            put(y2 + i0 * y2_i0 + i1 * y2_i1 + wy2_i3(f3), from(wy2_i4, first), n, y2_line);
-          }
+          put(y2 + i0 * y2_i0 + i1 * y2_i1 + wy2_i3(f3), wy2_i4, n4, c2 + f3 * n4);
         }
       }
       {

@@ -63,7 +63,8 @@ extern "C" int64_t fuse_workspace(const int64_t* arg, int outer) {
   return Shared(nullptr, arg).bytes + outer * Task(nullptr, arg).bytes;
 }
 
-extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer, int inner) {
+extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer,
+                            int inner) {
   UNPACK;
   const float* const x0 = (const float*)buf[0];
   const float* const x1 = (const float*)buf[1];
@@ -102,7 +103,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   const int64_t tasks = 1 * groups;
 #pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
   for (int64_t task = 0; task < tasks; ++task) {
-    const Task mine(work + shared.bytes + (outer > 1 ? omp_get_thread_num() : 0) * Task(nullptr, arg).bytes, arg);
+    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+    const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const c0_m = mine.c0_m;
     float* const c0_o = mine.c0_o;
     double* const c0_l = mine.c0_l;
@@ -142,7 +144,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                 h_c0[k] = v4 > h_c0[k] ? v4 : h_c0[k];
               });
               const float o_c0 = c0_m[r], x_c0 = top_of(h_c0);
-              const float y_c0 = x_c0 > o_c0 ? x_c0 : o_c0, m_c0 = origin(y_c0);
+              const float y_c0 = x_c0 > o_c0 ? x_c0 : o_c0;
+              const float m_c0 = origin(y_c0);
               const float delta_c0 = drop(o_c0, y_c0);
               c0_m[r] = y_c0;
               float g_c0[LANES]; fill(g_c0, float(0));
@@ -170,7 +173,9 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                   const float v3 = q_t3[c];
                   const float v4 = (v3 * 2.0f);
                   h_c1[k] = v4 > h_c1[k] ? v4 : h_c1[k];
-                  if (beats(v4, h_c5[k])) { h_c5[k] = v4; w_c5[k] = r; }
+                  const bool b_c5 = beats(v4, h_c5[k]);
+                  h_c5[k] = b_c5 ? v4 : h_c5[k];
+                  w_c5[k] = b_c5 ? r : w_c5[k];
                   h_c6[k] = max_(h_c6[k], v4);
                 });
               }
@@ -237,24 +242,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           }
           gemm(blas, int64_t(nc), int64_t(n1), int64_t(nr), Mat<float>{w_c4, C, true}, m0_row_i1, 1, y6 + col0 * n1, n1);
         }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const float* q_c0_m = c0_m + first;
-          float y0_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y0_line[c] = q_c0_m[c];
-          });
-          put(y0, from(wy0_row, first), n, y0_line);
-        }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const double* q_c0_l = c0_l + first;
-          double y1_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y1_line[c] = q_c0_l[c];
-          });
-          put(y1, from(wy1_row, first), n, y1_line);
-        }
+        put(y0, wy0_row, nr, c0_m + 0);
+        put(y1, wy1_row, nr, c0_l + 0);
       }
     }
   }

@@ -74,7 +74,8 @@ extern "C" int64_t fuse_workspace(const int64_t* arg, int outer) {
   return Shared(nullptr, arg).bytes + outer * Task(nullptr, arg).bytes;
 }
 
-extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer, int inner) {
+extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer,
+                            int inner) {
   UNPACK;
   const float* const x0 = (const float*)buf[0];
   const int64_t* const x1 = (const int64_t*)buf[1];
@@ -92,7 +93,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   const int64_t tasks = 1 * groups;
 #pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
   for (int64_t task = 0; task < tasks; ++task) {
-    const Task mine(work + shared.bytes + (outer > 1 ? omp_get_thread_num() : 0) * Task(nullptr, arg).bytes, arg);
+    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+    const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const c0_m = mine.c0_m;
     float* const c0_o = mine.c0_o;
     double* const c0_l = mine.c0_l;
@@ -186,7 +188,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               take_first(h_c3, w_c3, col0 + first, c3_v[r], c3_i[r]);
               c4[r] += sum_of<double>(h_c4);
               const float o_c0 = c0_m[r], x_c0 = top_of(h_c0);
-              const float y_c0 = x_c0 > o_c0 ? x_c0 : o_c0, m_c0 = origin(y_c0);
+              const float y_c0 = x_c0 > o_c0 ? x_c0 : o_c0;
+              const float m_c0 = origin(y_c0);
               const float delta_c0 = drop(o_c0, y_c0);
               c0_m[r] = y_c0;
               float g_c0[LANES]; fill(g_c0, float(0));
@@ -203,69 +206,13 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             }
           }
         }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const float* q_c0_m = c0_m + first;
-          float y0_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y0_line[c] = q_c0_m[c];
-          });
-          put(y0, from(wy0_row, first), n, y0_line);
-        }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const double* q_c0_l = c0_l + first;
-          double y1_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y1_line[c] = q_c0_l[c];
-          });
-          put(y1, from(wy1_row, first), n, y1_line);
-        }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const double* q_c1 = c1 + first;
-          double y2_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y2_line[c] = q_c1[c];
-          });
-          put(y2, from(wy2_row, first), n, y2_line);
-        }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const float* q_c2 = c2 + first;
-          float y3_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y3_line[c] = q_c2[c];
-          });
-          put(y3, from(wy3_row, first), n, y3_line);
-        }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const int64_t* q_c3_i = c3_i + first;
-          int64_t y4_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y4_line[c] = q_c3_i[c];
-          });
-          put(y4, from(wy4_row, first), n, y4_line);
-        }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const double* q_c4 = c4 + first;
-          double y5_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y5_line[c] = q_c4[c];
-          });
-          put(y5, from(wy5_row, first), n, y5_line);
-        }
-        for (int first = 0; first < nr; first += CHUNK) {
-          const int n = int(nr) - first < CHUNK ? int(nr) - first : CHUNK;
-          const double* q_c5 = c5 + first;
-          double y6_line[CHUNK];
-          strips(n, [&](int c, int k) EACH {
-            y6_line[c] = q_c5[c];
-          });
-          put(y6, from(wy6_row, first), n, y6_line);
-        }
+        put(y0, wy0_row, nr, c0_m + 0);
+        put(y1, wy1_row, nr, c0_l + 0);
+        put(y2, wy2_row, nr, c1 + 0);
+        put(y3, wy3_row, nr, c2 + 0);
+        put(y4, wy4_row, nr, c3_i + 0);
+        put(y5, wy5_row, nr, c4 + 0);
+        put(y6, wy6_row, nr, c5 + 0);
       }
     }
   }
