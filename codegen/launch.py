@@ -41,9 +41,13 @@ def params(program: TileProgram, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(p.evaluate(sizes) for p in program.params)
 
 
+def shapes_of(program: TileProgram, sizes: Mapping[str, int]) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+    """(shape, element type) of every output."""
+    by_name = {axis.name: axis.extent for axis in program.axes}
+    return tuple((tuple(by_name[a].evaluate(sizes) for a in slot.axes), getattr(torch, slot.dtype)) for slot in program.outputs)
+
+
 def allocate(program: TileProgram, sizes: Mapping[str, int], device: torch.device) -> dict[str, torch.Tensor]:
     """One uninitialised contiguous tensor per output, by canonical name."""
-    by_name = {axis.name: axis.extent for axis in program.axes}
-    return {slot.name: torch.empty([by_name[a].evaluate(sizes) for a in slot.axes], dtype=getattr(torch, slot.dtype),
-                                   device=device)
-            for slot in program.outputs}
+    return {slot.name: torch.empty(shape, dtype=dtype, device=device)
+            for slot, (shape, dtype) in zip(program.outputs, shapes_of(program, sizes), strict=True)}

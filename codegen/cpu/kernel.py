@@ -2,17 +2,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fuse.codegen import Schedule
 from fuse.codegen.build import cpu_features
 from fuse.codegen.cpu.arguments import Launch, arguments
-from fuse.codegen.launch import allocate
-from fuse.codegen.tile import TileProgram
+from fuse.codegen.launch import shapes_of
+from fuse.codegen.tile import Affine, TileProgram
 
 
 class Blas(ctypes.Structure):
@@ -39,37 +41,61 @@ def native_bfloat16() -> bool:
     return bool(blas().bgemm) and any(f in cpu_features().split() for f in ("amx_bf16", "avx512_bf16"))
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A launch but for its pointers: the same for tensors of the same strides under the same sizes."""
+
+    key: tuple[Any, ...]
+    arg: Any                                  # int64_t[]
+    shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    outer: int
+    inner: int
+    bytes: int
+
+
 class CpuKernel:
     """Calls `fuse_kernel`. Raises RuntimeError if a tensor is not what the region was compiled for."""
 
     def __init__(self, program: TileProgram, schedule: Schedule, library: ctypes.CDLL, source: str):
         self.program, self.schedule, self.source = program, schedule, source
         self.arguments = arguments(program)
+        self.expected = tuple((slot.source, getattr(torch, slot.dtype)) for slot in program.inputs)
+        self.symbols = tuple(sorted({s for a in program.axes for s in a.extent.symbols}
+                                    | {s for p in program.params for s in p.symbols}
+                                    | {s for n in program.loads for i in n.index if isinstance(i, Affine)
+                                       for x in (i.offset, *(c for _, c in i.terms)) for s in x.symbols}))
         self.run, self.workspace = library.fuse_kernel, library.fuse_workspace
         self.run.restype, self.workspace.restype = None, ctypes.c_int64
+        self.last: Prepared | None = None
 
     def __call__(self, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
-        program = self.program
-        tensors = {slot.name: env[slot.source] for slot in program.inputs}
-        for slot in program.inputs:
-            x = tensors[slot.name]
-            if x.device.type != "cpu" or x.dtype != getattr(torch, slot.dtype):
-                raise RuntimeError(f"{slot.source} is {x.dtype} on {x.device}, the kernel is for {slot.dtype} on the CPU")
-        outputs = allocate(program, sizes, torch.device("cpu"))
-        tile, outer, inner = self.parallelism(sizes)
-        empty = [name for name, x in tensors.items() if x.numel() == 0]       # reads of it yield `zero`
-        tensors |= outputs
-        strides = {name: (0,) * x.dim() if name in empty else x.stride() for name, x in tensors.items()}
-        launch = Launch(strides, sizes, tile)
-        values = [v for _, group in self.arguments for v in group(launch)]
-        arg = (ctypes.c_int64 * len(values))(*values)
-        zero = torch.zeros(2, dtype=torch.int64)
-        pointers = [(zero if s.name in empty else tensors[s.name]).data_ptr() for s in (*program.inputs, *program.outputs)]
-        buf = (ctypes.c_void_p * len(pointers))(*pointers)
-        work = torch.empty(self.workspace(arg, ctypes.c_int(outer)) + 64, dtype=torch.uint8)
-        start = (work.data_ptr() + 63) // 64 * 64
-        self.run(buf, arg, ctypes.byref(blas()), ctypes.c_void_p(start), ctypes.c_int(outer), ctypes.c_int(inner))
-        return {slot.source: outputs[slot.name] for slot in program.outputs}
+        inputs = [env[source] for source, _ in self.expected]
+        for x, (source, dtype) in zip(inputs, self.expected, strict=True):
+            if x.dtype != dtype or x.device.type != "cpu":
+                raise RuntimeError(f"{source} is {x.dtype} on {x.device}, the kernel is for {dtype} on the CPU")
+        ready = self.prepare(inputs, sizes)
+        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in ready.shapes]
+        zero = torch.zeros(2, dtype=torch.int64)       # what reads of an empty tensor see
+        pointers = [(x if x.numel() else zero).data_ptr() for x in inputs] + [y.data_ptr() for y in outputs]
+        work = torch.empty(ready.bytes + 64, dtype=torch.uint8)
+        self.run((ctypes.c_void_p * len(pointers))(*pointers), ready.arg, ctypes.byref(blas()),
+                 ctypes.c_void_p((work.data_ptr() + 63) // 64 * 64), ctypes.c_int(ready.outer), ctypes.c_int(ready.inner))
+        return {slot.source: y for slot, y in zip(self.program.outputs, outputs, strict=True)}
+
+    def prepare(self, inputs: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> Prepared:
+        """Arguments and shapes, kept from the last launch if nothing that shapes them has changed."""
+        strides = tuple(x.stride() if x.numel() else (0,) * x.dim() for x in inputs)
+        key = (torch.get_num_threads(), strides, tuple(sizes[s] for s in self.symbols))
+        if self.last is None or self.last.key != key:
+            shapes = shapes_of(self.program, sizes)
+            tile, outer, inner = self.parallelism(sizes)
+            by_name = dict(zip((s.name for s in self.program.inputs), strides, strict=True))
+            by_name |= {slot.name: contiguous(shape) for slot, (shape, _) in zip(self.program.outputs, shapes, strict=True)}
+            launch = Launch(by_name, sizes, tile)
+            values = [v for _, group in self.arguments for v in group(launch)]
+            arg = (ctypes.c_int64 * len(values))(*values)
+            self.last = Prepared(key, arg, shapes, outer, inner, self.workspace(arg, ctypes.c_int(outer)))
+        return self.last
 
     def parallelism(self, sizes: Mapping[str, int]) -> tuple[tuple[int, int, int], int, int]:
         """((R, C, spread), outer threads, inner threads)."""
@@ -80,6 +106,14 @@ class CpuKernel:
             raise RuntimeError(f"tiles of this region cannot run in parallel over the {mode}: their sums overlap")
         outer, inner = (1, threads) if mode == "inside" else (threads, 1)
         return (row, col, int(mode == "grid")), outer, inner
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    out = [1]
+    for n in reversed(shape[1:]):
+        out.append(out[-1] * n)
+    return tuple(reversed(out))[:len(shape)] if shape else ()
 
 
 def even(n: int, most: int) -> int:

@@ -57,7 +57,7 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
         parallel, tile = "grid", dict(spread)
         if products and points * -(-rows // INSIDE["row"]) >= 2 * threads and deep(program, hints) > SPREAD["row"]:
             tile = dict(INSIDE)
-    elif "batch" in allowed and points >= threads:
+    elif "batch" in allowed and program.batch and points >= threads:
         parallel, tile = "batch", dict(spread)
     else:
         parallel, tile = "inside", dict(INSIDE if products else PLAIN)

@@ -81,7 +81,7 @@ class Triton:
             module = load(source, directory())
         except Exception as error:
             raise Refused(Miss("BUILD_FAILED", None, f"{type(error).__name__}: {error}")) from error
-        return Chain(region, schedule, machine, [(p, k, getattr(module, k.name)) for p, k in kernels])
+        return Chain(region, schedule, machine, [(p, k, getattr(module, k.name)) for p, k in kernels], source)
 
 
 def machine_here() -> Machine | Miss:

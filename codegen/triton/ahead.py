@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,22 +143,37 @@ def tool(name: str) -> Path:
     return Path(triton.backends.nvidia.__file__).parent / "bin" / name
 
 
-def transposed_dots(ttir: str) -> Iterator[str]:
-    """Lines of Triton IR that transpose the result of a dot, or what was computed from one element by element."""
-    tainted, loops = set[str](), []
-    for line in ttir.splitlines():
-        found = re.match(r"\s*(?:(%\w+)(?::\d+)? = )?(.*)", line)
-        assert found is not None
-        name, rest = found[1], found[2]
-        used = set(re.findall(r"%\w+", rest)) & tainted
-        if "scf.for" in rest or "scf.while" in rest or "scf.if" in rest:
-            loops.append(name)
-        elif rest.startswith("scf.yield"):
-            if used and loops[-1]:
-                tainted.add(loops[-1])
+def transposed_dots(ir: str) -> list[str]:
+    """Lines of Triton IR (ttir or ttgir) that transpose the result of a dot, or what was computed from one element by
+    element: what the law of `emit` forbids."""
+    tainted, before = set[str](), -1
+    while before != len(tainted):      # what a loop yields is known after its body, what its arguments are, before
+        before = len(tainted)
+        found = _scan(ir, tainted)
+    return found
+
+
+def _scan(ir: str, tainted: set[str]) -> list[str]:
+    """One pass over the text, which adds to `tainted`."""
+    found, loops = [], list[tuple[list[str], list[str]]]()
+    for line in ir.splitlines():
+        match = re.match(r"\s*(?:(%\w+)(?::(\d+))? = )?(.*)", line)
+        assert match is not None
+        name, count, rest = match.groups()
+        used = tainted.intersection(re.findall(r"%\w+(?:#\d+)?", rest))
+        if re.match(r"scf\.(for|while|if)", rest):
+            bound = re.findall(r"(%\w+) = (%\w+(?:#\d+)?)", rest.partition("iter_args(")[2])
+            tainted.update(argument for argument, first in bound if first in tainted)
+            results = [f"{name}#{k}" for k in range(int(count))] if count else [str(name)]
+            loops.append((results, [argument for argument, _ in bound]))
+        elif rest.startswith("scf.yield") and loops:
+            for k, value in enumerate(re.findall(r"%\w+(?:#\d+)?", rest.partition(":")[0])):
+                if value in tainted:
+                    tainted.update(names[k] for names in loops[-1] if k < len(names))
         elif loops and re.match(r"\}(?!\)| else| do)", rest):
             loops.pop()
-        elif used and "tt.trans" in rest:
-            yield line.strip()
-        elif name and ("tt.dot" in rest or (used and "tt.reduce" not in rest)):
+        elif used and re.search(r"tt\.trans|memdesc_trans", rest):
+            found.append(line.strip())
+        elif name and (re.search(r"tt\.dot\b|warp_group_dot\b", rest) or (used and "tt.reduce" not in rest)):
             tainted.add(name)
+    return found

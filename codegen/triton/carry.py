@@ -8,7 +8,7 @@ from fuse.codegen.roles import dim_order, refuse
 from fuse.codegen.tile import State, TileProgram, Update, Value
 from fuse.codegen.triton.block import Block, fit, within
 from fuse.codegen.triton.emit import Tiles, dot_dtype
-from fuse.codegen.triton.spell import DTYPES, literal, lowest
+from fuse.codegen.triton.spell import DTYPES, exp, literal, lowest
 from fuse.ir.program import Kind
 
 
@@ -144,8 +144,8 @@ class Carries:
         add(f"{c}_n = tl.maximum({c}_m, {top})")
         add(f'{c}_g = tl.where({c}_n == float("-inf"), 0.0, {c}_n)')
         add(f"{c}_x = {c}_s - {fit(f'{c}_g', self.program.state(c).dims, order)}")
-        add(f"{c}_r = tl.exp({c}_m - {c}_g)")
-        add(f"{c}_e = tl.exp({c}_x)")
+        add(f"{c}_r = {exp(f'({c}_m - {c}_g)')}")
+        add(f"{c}_e = {exp(f'{c}_x')}")
         self.commits += [f"{c}_l = {c}_l * {c}_r + {self.sum(f'{c}_e', u)}", f"{c}_m = {c}_n"]
 
     def weight(self, u: Update) -> str:
@@ -153,7 +153,7 @@ class Carries:
         c, k = str(u.relative), u.exponent
         if k == 0:
             return " * ".join([f"{c}_x"] * u.moment) or "1.0"
-        e = f"{c}_e" if k == 1 else self.once((c, "weight", k), f"tl.exp({c}_x * {literal(float(k))})")
+        e = f"{c}_e" if k == 1 else self.once((c, "weight", k), exp(f"{c}_x", k))
         return " * ".join([e, *[f"{c}_x"] * u.moment])
 
     def rescaled(self, u: Update) -> str:
@@ -175,7 +175,7 @@ class Carries:
             return f"{c}_r"
         if k == 0:
             return "1.0"
-        return self.once((c, "rho", k), f"tl.exp(({c}_m - {c}_g) * {literal(float(k))})")
+        return self.once((c, "rho", k), exp(f"({c}_m - {c}_g)", k))
 
     def delta(self, c: str) -> str:
         return self.once((c, "delta"), f'tl.where({c}_m == float("-inf"), 0.0, {c}_m - {c}_g)')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,16 +27,22 @@ class Chain:
     constants, so the text stays what it is.
     """
 
-    def __init__(self, region: Region, schedule: Schedule, machine: Machine, kernels: list[tuple[Piece, Sweep, Any]]):
-        self.region, self.schedule, self.machine, self.kernels = region, schedule, machine, kernels
+    def __init__(self, region: Region, schedule: Schedule, machine: Machine, kernels: list[tuple[Piece, Sweep, Any]],
+                 source: str = ""):
+        self.region, self.schedule, self.machine, self.kernels, self.source = region, schedule, machine, kernels, source
         self.dtypes = dtypes(region)
         self.bindings: dict[tuple[Any, ...], dict[int, Bound]] = {}
         self.shrunk: dict[int, int] = {}
 
     def __call__(self, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """What the region stores. RuntimeError if a launch fails."""
-        found = dict(env)
-        key = (tuple(sizes.items()), tuple((n, t.shape, t.stride(), t.device) for n, t in env.items()))
+        device = device_of(env)
+        found = {n: t if t.device == device else t.to(device) for n, t in env.items()}
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self.launch(found, sizes)
+
+    def launch(self, found: dict[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        key = (tuple(sizes.items()), tuple((n, t.shape, t.stride(), t.device) for n, t in found.items()))
         bounds = self.bindings.pop(key, {})
         for k, (piece, _, _) in enumerate(self.kernels):
             found.update(self.run(k, bounds, found, sizes))
@@ -73,6 +80,12 @@ class Chain:
         for bounds in self.bindings.values():
             bounds.pop(k, None)
         return True
+
+
+def device_of(env: Mapping[str, torch.Tensor]) -> torch.device:
+    """Where the kernels run: scalars may live on the CPU anyway."""
+    devices = [t.device for t in env.values()]
+    return next((d for d in devices if d.type != "cpu"), devices[0])
 
 
 def finished(x: torch.Tensor, post: Post) -> torch.Tensor:

@@ -16,6 +16,7 @@ from fuse.codegen.triton.pieces import Piece
 Env = Mapping[str, Tensor]
 INT32 = 2 ** 31 - 1
 PARTS = 2 ** 26       # bytes of partial results at a time
+SPILLS = 16            # words per thread that a kernel may spill before its tile is made smaller
 WIDEST = 1024        # extent that one tile may have: schedules are chosen on hints, and sizes may turn out otherwise
 
 
@@ -148,7 +149,7 @@ class Bound:
         constants = {name: self.constant(what, window) for name, what in self.kernel.constants.items()}
         kernel = function[(tiles * window.splits * self.batch, chunks)](
             *arguments, **constants, num_warps=self.schedule.knob("warps", 4), num_stages=self.schedule.knob("stages", 2))
-        self.spilled = self.spilled or bool(getattr(kernel, "n_spills", 0))
+        self.spilled = self.spilled or getattr(kernel, "n_spills", 0) > SPILLS
 
     def windows(self) -> list[Window]:
         """The whole piece, its columns split until the machine is full, in rounds whose partial results take `PARTS`."""

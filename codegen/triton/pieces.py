@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from fuse.codegen.lower import _weighted as weighted
 from fuse.codegen.lower import lower
 from fuse.codegen.roles import refuse, roles
 from fuse.codegen.tile import Affine, Load, TileProgram, Update
 from fuse.codegen.triton.carry import sides
+from fuse.codegen.updates import weighted
 from fuse.ir.expr import Axis, Buffer, Expr, make, rewrite, topological
 from fuse.ir.program import Carry, Emit, Kind, Region
 from fuse.reasons import Refused

@@ -20,7 +20,7 @@ from fuse.reasons import Refused
 VOLUME = 2 ** 14     # elements of a tile that is no operand of a dot
 CHUNK = 128          # columns of an accumulator that does not fit, one chunk per program, each recomputing the tile
 ON_CHIP = 256        # widest accumulators of one row, in elements, that stay in registers
-WHOLE = 128          # a contraction up to this long is one tile, and its row operand stays on chip (not on AMD: it spills)
+WHOLE = 128          # a contraction up to this long is one tile beside an accumulator, half of it otherwise (AMD: spills)
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,11 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
     found = table[min(w for w in table if w >= width or w == max(table))]
     found = tuple(c for c in found if c.warps > 4 or c.row * c.col < 128 * 128 or light(program))
     deepest = max((program.extent(d).evaluate(hints) for d in contracted_dims(program)), default=0)
-    whole = half(program) and deepest <= WHOLE and arch.startswith("sm")
+    whole = half(program) and deepest <= (WHOLE if width else WHOLE // 2) and arch.startswith("sm")
     if not whole:
         return found
-    return [replace(c, deep=0) for c in (found[-1:] if not width and not light(program) else found)]
+    eight = [replace(c, deep=0) for c in found if c.warps > 4]
+    return eight if width or light(program) else eight[-1:]
 
 
 def narrowed(c: Config, program: TileProgram, hints: Mapping[str, int]) -> Config | None:

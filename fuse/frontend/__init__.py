@@ -38,7 +38,8 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
 
 
 def _imported(candidate: Candidate, options: Options) -> Imported | Miss:
-    miss = (worthwhile(candidate) if options.virtual_floor else None) or supported(candidate)
+    miss = worthwhile(candidate) if options.virtual_floor else None
+    miss = supported(candidate) if miss is None else miss
     if miss is not None:
         return miss
     whole = with_tail(candidate)

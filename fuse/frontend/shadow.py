@@ -152,7 +152,7 @@ class Shadow:
             return map_tensors(tensor, lambda t: self._opaque(node, t, code))
 
     def _opaque(self, node: fx.Node, tensor: torch.Tensor, code: str = "") -> Value:
-        return Value(None, {}, str(tensor.dtype)[6:], shape_of(tensor), node, stored=True, opaque=code,
+        return Value(None, {}, str(tensor.dtype)[6:], shape_of(tensor), node, stored=example(node) is tensor, opaque=code,
                      grad=self.context[node].grad, since=self.position[node])
 
     def _restamp(self, value: Value, node: fx.Node) -> Value:
@@ -197,6 +197,7 @@ class Shadow:
             args = {k: map_nested(v, fill) for k, v in record.args.items()}
             slots.append(Value(record.op, args, record.dtype, record.shape, node, output=record.output, grad=grad,
                                opaque=record.opaque, overload=record.overload))
+        alone = isinstance(example(node), torch.Tensor)      # one of several results is stored where it is taken out
         for index, slot in template.writes.items():
             self.written[node, tensors[index]] = slots[slot.index]
 
@@ -206,7 +207,7 @@ class Shadow:
             value = slots[slot.index]
             if slot.index < template.inputs:
                 return self._restamp(value, node)
-            value.stored, value.since = True, position
+            value.stored, value.since = alone, position
             return value
         return map_nested(template.result, result)
 

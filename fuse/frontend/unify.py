@@ -43,7 +43,8 @@ def unify(outputs: tuple[Output, ...], anchors: tuple[Expr, ...]) -> tuple[tuple
         for known in done:
             other, targets = fingerprint(known)
             names = {a.name: b for a, b in zip(axes, targets, strict=False) if a != b}
-            if other != text or not names:
+            # A renaming that moves an axis of the known anchor would change that one too.
+            if other != text or not names or names.keys() & {a.name for a in targets}:
                 continue
             renamed = _renamed(outputs, names)
             if renamed is not None:
@@ -67,7 +68,7 @@ def _renamed(outputs: tuple[Output, ...], names: dict[str, Axis]) -> tuple[Outpu
     for output in outputs:
         for node in topological(_roots([output])):
             own = {a.name for a in node.axes}
-            if any(old in own and new.name in own and new.name not in names for old, new in names.items()):
+            if any(old in own and new.name in own for old, new in names.items()):
                 return None
     fresh = iter(rename_axes(_roots(outputs), names))
     return tuple(replace(o, terms=tuple(Term(tuple(next(fresh) for _ in t.index), next(fresh)) for t in o.terms))

@@ -219,6 +219,13 @@ def test_one_kernel_serves_all_sizes_and_layouts_and_repeats_its_bits():
         assert all(torch.equal(first[n], second[n]) for n in first)
 
 
+def test_offsets_in_64_bits(monkeypatch):
+    monkeypatch.setattr("fuse.codegen.triton.launch.Bound.wide_index", lambda self: True)
+    check(zoo.gradients())
+    check(zoo.accuracy(), tile=TILE | {"splits": 2})
+    check(zoo.attention())
+
+
 def test_compile_region_takes_the_first_schedule():
     case = zoo.cross_entropy()
     kernel = compile_region(case.region, TARGET, SIZES)

@@ -11,6 +11,8 @@ import pytest
 
 from fuse.codegen import Schedule, compile_region
 from fuse.codegen.triton import TARGET, Triton, text_of
+from fuse.codegen.triton.ahead import meta_inputs
+from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE
 from fuse.codegen.triton.schedule import halved, part
@@ -176,6 +178,35 @@ def test_halving_touches_one_piece():
     assert (part(second, 0), part(second, 1).extent("col")) == (part(schedule, 0), 64)
     assert part(halved(schedule, 0), 0).extent("row") == 32
     assert halved(Schedule(tile=(("row", 16), ("col", 16))), 0) is None
+
+
+def test_a_tile_that_does_not_fit_is_halved():
+    """The launcher's remedy for a device with less room than the schedule thought."""
+    region = zoo.smoothing().region
+    (schedule, *_) = HERE.schedules(region, SMALL, SimpleNamespace(tile={"row": 64, "col": 32}))
+    _, ((piece, kernel),) = text_of(region, schedule)
+    seen = []
+
+    class OutOfResources(Exception):
+        pass
+
+    class Function:
+        def __getitem__(self, grid):
+            return self.launch
+
+        def launch(self, *args, R, C, **options):
+            seen.append((R, C))
+            if R * C > limit:
+                raise OutOfResources
+
+    sizes, limit = SMALL | dict(B=8), 1024
+    env = meta_inputs(region, sizes)
+    chain = Chain(region, schedule, Machine("sm90", 132), [(piece, kernel, Function())])
+    assert chain(env, sizes)["t"].shape == (8, 8)
+    assert seen == [(64, 32), (32, 32)]
+    limit = 1
+    with pytest.raises(RuntimeError, match="OutOfResources"):
+        chain(env, sizes)
 
 
 def test_precision_follows_what_the_user_allows_eager(monkeypatch):

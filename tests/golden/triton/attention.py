@@ -54,8 +54,8 @@ def sweep0(
         c0_n = tl.maximum(c0_m, tl.max(c0_s, 1))
         c0_g = tl.where(c0_n == float("-inf"), 0.0, c0_n)
         c0_x = c0_s - c0_g[:, None]
-        c0_r = tl.exp(c0_m - c0_g)
-        c0_e = tl.exp(c0_x)
+        c0_r = tl.exp2((c0_m - c0_g) * 1.4426950408889634)
+        c0_e = tl.exp2(c0_x * 1.4426950408889634)
         t10 = tl.load(x3 + i0 * s3_i0 + i3 * s3_i3 + (col * s3_i1)[:, None] + (f5 * s3_i5)[None, :], mask=col_ok[:, None] & f5_ok[None, :], other=0)
         c1 = dot(c0_e.to(tl.bfloat16), t10, c1 * c0_r[:, None], "ieee", WIDEN)
         c0_l = c0_l * c0_r + tl.sum(c0_e, 1)

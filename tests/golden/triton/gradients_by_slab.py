@@ -45,7 +45,7 @@ def sweep0(
         t4 = tl.trans(t3)
         s5 = dot(t2, t4, s5, "ieee", WIDEN)
     t7 = s5 - t6[:, None]
-    t8 = tl.exp(t7)
+    t8 = tl.exp2(t7 * 1.4426950408889634)
     t11 = t8 * t10[:, None]
     t14 = col[None, :] == t13[:, None]
     t15 = tl.where(t14, 1.0, 0.0)

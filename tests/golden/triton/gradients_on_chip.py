@@ -44,7 +44,7 @@ def sweep0(
         t3 = tl.trans(t2)
         t4 = dot(t1, t3, tl.zeros([R, C], tl.float32), "ieee", WIDEN)
         t6 = t4 - t5[:, None]
-        t7 = tl.exp(t6)
+        t7 = tl.exp2(t6 * 1.4426950408889634)
         t10 = t7 * t9[:, None]
         t13 = col[None, :] == t12[:, None]
         t14 = tl.where(t13, 1.0, 0.0)
@@ -86,7 +86,7 @@ def sweep1(
         t4 = dot(t1, t3, tl.zeros([R, C], tl.float32), "ieee", WIDEN)
         t5 = tl.load(x2 + i0 * s2_i0 + i1 * s2_i1, mask=col_ok, other=0)
         t6 = t4 - t5[None, :]
-        t7 = tl.exp(t6)
+        t7 = tl.exp2(t6 * 1.4426950408889634)
         t8 = tl.load(x3 + i0 * s3_i0 + i1 * s3_i1, mask=col_ok, other=0)
         t9 = 1.0 / t8
         t10 = t7 * t9[None, :]

@@ -44,8 +44,8 @@ def sweep0(
     c0_n = tl.maximum(c0_m, tl.max(c0_s, 1))
     c0_g = tl.where(c0_n == float("-inf"), 0.0, c0_n)
     c0_x = c0_s - c0_g[:, None]
-    c0_r = tl.exp(c0_m - c0_g)
-    c0_e = tl.exp(c0_x)
+    c0_r = tl.exp2((c0_m - c0_g) * 1.4426950408889634)
+    c0_e = tl.exp2(c0_x * 1.4426950408889634)
     c0_l = c0_l * c0_r + tl.sum(c0_e, 1)
     c0_m = c0_n
     tl.store(o_c0_m + split * o_c0_m_split + (i0 * o_c0_m_i0 + i1 * o_c0_m_i1), c0_m, mask=row_ok)
@@ -88,7 +88,7 @@ def sweep1(
         t4 = tl.trans(t3)
         s5 = dot(t2, t4, s5, "ieee", WIDEN)
     t7 = s5 - t6[:, None]
-    t8 = tl.exp(t7)
+    t8 = tl.exp2(t7 * 1.4426950408889634)
     t11 = t8 * t10[:, None]
     t14 = col[None, :] == t13[:, None]
     t15 = tl.where(t14, 1.0, 0.0)

@@ -48,13 +48,13 @@ def sweep0(
     c0_n = tl.maximum(c0_m, tl.max(c0_s, 1))
     c0_g = tl.where(c0_n == float("-inf"), 0.0, c0_n)
     c0_x = c0_s - c0_g[:, None]
-    c0_r = tl.exp(c0_m - c0_g)
-    c0_e = tl.exp(c0_x)
+    c0_r = tl.exp2((c0_m - c0_g) * 1.4426950408889634)
+    c0_e = tl.exp2(c0_x * 1.4426950408889634)
     e6 = tl.where(c0_m == float("-inf"), 0.0, c0_m - c0_g)
     c2 = (c2 + e6 * e6 * c0_l + 2.0 * e6 * c1) * c0_r + tl.sum(tl.where(col_ok[None, :], (c0_e * c0_x * c0_x), 0.0), 1)
     c1 = (c1 + e6 * c0_l) * c0_r + tl.sum(tl.where(col_ok[None, :], (c0_e * c0_x), 0.0), 1)
-    e7 = tl.exp(c0_x * 0.7)
-    e8 = tl.exp((c0_m - c0_g) * 0.7)
+    e7 = tl.exp2(c0_x * 1.0098865286222742)
+    e8 = tl.exp2((c0_m - c0_g) * 1.0098865286222742)
     c3 = c3 * e8 + tl.sum(e7, 1)
     c0_l = c0_l * c0_r + tl.sum(c0_e, 1)
     c0_m = c0_n

@@ -25,7 +25,7 @@ def sweep0(
         col = (column + tl.arange(0, C)).to(INDEX)
         col_ok = (col < end) | EVEN_C
         t1 = tl.load(x0 + (row * s0_i0)[:, None, None] + (col * s0_i1)[None, :, None] + (f2 * s0_i2)[None, None, :], mask=row_ok[:, None, None] & col_ok[None, :, None] & f2_ok[None, None, :], other=0)
-        t2 = 1.0 / (1.0 + tl.exp(-t1))
+        t2 = 1.0 / (1.0 + tl.exp2(t1 * -1.4426950408889634))
         c0 += tl.where(col_ok[None, :, None], t2, 0.0)
         t4 = tl.sum(tl.where(f2_ok[None, None, :], t2, 0.0), 2)
         tl.store(y1 + (row * y1_i0)[:, None] + (col * y1_i1)[None, :], t4, mask=row_ok[:, None] & col_ok[None, :])

@@ -58,8 +58,8 @@ def sweep0(
     c0_n = tl.maximum(c0_m, tl.max(c0_s, 1))
     c0_g = tl.where(c0_n == float("-inf"), 0.0, c0_n)
     c0_x = c0_s - c0_g[:, None]
-    c0_r = tl.exp(c0_m - c0_g)
-    c0_e = tl.exp(c0_x)
+    c0_r = tl.exp2((c0_m - c0_g) * 1.4426950408889634)
+    c0_e = tl.exp2(c0_x * 1.4426950408889634)
     t11 = col[None, :] == t10[:, None]
     t12 = tl.where(t11, t8, 0.0)
     c1 += tl.sum(tl.where(col_ok[None, :], t12, 0.0), 1)
