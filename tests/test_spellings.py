@@ -8,7 +8,6 @@ import torch.nn.functional as F
 import fuse
 from fuse.ir import kinds
 
-
 N, D, V = 24, 8, 96
 
 HEADS = {

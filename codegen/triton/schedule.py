@@ -169,7 +169,7 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
     if rank(program) > 2 or not has_tile_dot(program):
         small = CUBE if has_tile_dot(program) else NO_DOT[rank(program)]
         return [c for c in (narrowed(c, program, hints) for c in small) if c]
-    table = HALF.get(arch, HALF["sm80"]) if half(program) else FULL
+    table = HALF[family(arch)] if half(program) else FULL
     found = table[min(w for w in table if w >= width or w == max(table))]
     found = tuple(c for c in found if c.warps > 4 or c.row * c.col < 128 * 128 or light(program))
     deepest = max((program.extent(d).evaluate(hints) for d in contracted_dims(program)), default=0)
@@ -193,6 +193,13 @@ def narrowed(c: Config, program: TileProgram, hints: Mapping[str, int]) -> Confi
         if c.col <= least:
             return None
         c = replace(c, col=c.col // 2)
+
+
+def family(arch: str) -> str:
+    """The table for a device: gfx942's for AMD; by the matrix unit for NVIDIA (sm89 and sm120 have that of sm80)."""
+    if arch in HALF:
+        return arch
+    return "gfx942" if arch.startswith("gfx") else "sm100" if arch in ("sm101", "sm103", "sm110") else "sm80"
 
 
 def light(program: TileProgram) -> bool:

@@ -65,7 +65,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 def tanh(x):
     y = x * x
     series = 1.0 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835))))
-    return tl.where(tl.abs(x) < 0.25, x * series, 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0))
+    return tl.where(tl.abs(x) < 0.25, x * series, 1.0 - 2.0 / (tl.exp2(2.885390081777927 * x) + 1.0))
 ''',
     "log1p": '''
 @triton.jit

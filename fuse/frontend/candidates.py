@@ -222,7 +222,7 @@ def _stays_large(shadow: Shadow, user: fx.Node, top: int, least: int, virtual: s
         return False
     total = elements(user)
     if total is None:              # as many rows as the data says: as virtual as what they are selected from
-        total = 0 if any(kind_of(v) == "reduction" for v in _flat(shadow.value(user))) else top
+        total = 0 if any(kind_of(v) == "reduction" for v in flat(shadow.value(user))) else top
     if total > WIDEST * top or total < min(NARROWEST * top, least):
         return False
     values = list(flat(shadow.value(user)))

@@ -373,8 +373,7 @@ def _shift(node: Expr) -> Code:
         else:
             value = ev.value(x).narrow(dim, first, max(last - first, 0))
         shape = list(value.shape)
-        before = min(max(by - low, 0), high - low)
-        after = high - low - before - shape[dim]
+        after = high - low - shape[dim] - (before := min(max(by - low, 0), high - low))
         first_zeros, last_zeros = (value.new_zeros([*shape[:dim], k, *shape[dim + 1:]]) for k in (before, after))
         return torch.cat([first_zeros, value, last_zeros], dim) if before or after else value
     return run

@@ -13,7 +13,6 @@ A scan against the direction of the walk is run beforehand, keeping its states a
 """
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from fuse.ir.align import align, expand
 from fuse.ir.evaluate import Evaluator, factors, linear_scan, lowest
 from fuse.ir.expr import Axis, Expr, IRError, make
 from fuse.ir.program import Carry, Define, Kind, Program, Region
+from fuse.ir.tiling import Spans, boxes
 
 Tensors = Mapping[str, Tensor]
 Sizes = Mapping[str, int]
-Spans = dict[Axis, tuple[int, int]]
 
 STREAM_TILE, TILE_ELEMENTS = 1024, 1 << 21
 
@@ -93,19 +92,6 @@ def _width(region: Region, sizes: Sizes) -> int:
             width = max(width, math.prod(a.extent.evaluate(sizes) for a in e.axes if a not in walked))
             todo += factors(e.args[0]) if e.op == "sum" else e.args
     return width
-
-
-def boxes(axes: Sequence[Axis], sizes: Sizes, limit: int | None) -> list[Spans]:
-    """Windows of about `limit` positions that cover the product of `axes` in row-major order (None: one window)."""
-    steps, left = [], limit
-    counts = [a.extent.evaluate(sizes) for a in axes]
-    for n in reversed(counts):
-        step = max(1, n if left is None else min(n, left))
-        left = None if left is None else left // step if step >= n else 1
-        steps.append(step)
-    spans = [[(i, min(i + step, n)) for i in range(0, n, step)]
-             for n, step in zip(counts, reversed(steps), strict=True)]
-    return [dict(zip(axes, box, strict=True)) for box in itertools.product(*spans)]
 
 
 class RegionRun:

@@ -15,7 +15,7 @@ from fuse.codegen.triton.ahead import meta_inputs
 from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE
-from fuse.codegen.triton.schedule import halved, part
+from fuse.codegen.triton.schedule import family, halved, part
 from fuse.codegen.triton.spell import SPELLINGS
 from fuse.ir.expr import Axis, Buffer, cast, make, read, rename_axes
 from fuse.ir.ops import POINTWISE
@@ -162,6 +162,11 @@ def test_narrow_products_stay_on_chip_and_wide_ones_go_through_a_slab():
     assert [HERE.schedules(region, sizes)[0].kind for sizes in (SMALL, WIDE)] == [RECOMPUTE, COLUMN_SLAB]
     assert len(text_of(region, HERE.schedules(region, SMALL)[0])[1]) == 2
     assert len(text_of(region, HERE.schedules(region, WIDE)[0])[1]) == 1
+
+
+def test_devices_without_a_table_use_a_relatives():
+    assert [family(a) for a in ("sm90", "sm89", "sm86", "sm120", "sm103", "gfx90a")] == \
+        ["sm90", "sm80", "sm80", "sm80", "sm100", "gfx942"]
 
 
 def test_options_force_tiles_and_knobs():

@@ -110,7 +110,8 @@ def chunked(q, k, v):
 
 
 FAMILIES = {
-    "grouped": (grouped, lambda: qkv(heads=(4, 2, 2))), "alibi": (alibi, qkv), "packed": (packed, lambda: [torch.randn(B, L, 3 * H * D)]),
+    "grouped": (grouped, lambda: qkv(heads=(4, 2, 2))), "alibi": (alibi, qkv),
+    "packed": (packed, lambda: [torch.randn(B, L, 3 * H * D)]),
     "padded": (padded, lambda: [*qkv(last=True), torch.tensor([17, L])]), "sinks": (sinks, lambda: [*qkv(), torch.randn(H)]),
     "windows": (windows, lambda: [*qkv(), torch.randn(15, H)]), "entropy": (entropy, qkv), "differential": (differential, qkv),
     "over_queries": (over_queries, qkv), "einsum_heads_last": (einsum_heads_last, lambda: qkv(last=True)),

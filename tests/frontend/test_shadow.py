@@ -70,7 +70,8 @@ def test_equal_calls_are_traced_once() -> None:
 
 def test_tracing_adds_no_guard() -> None:
     def look(gm, inputs):
-        mode = next(n.meta["example_value"].fake_mode for n in gm.graph.nodes if hasattr(n.meta.get("example_value"), "fake_mode"))
+        mode = next(n.meta["example_value"].fake_mode for n in gm.graph.nodes
+                    if hasattr(n.meta.get("example_value"), "fake_mode"))
         before = len(mode.shape_env.guards)
         find(gm, ALL)
         return len(mode.shape_env.guards) - before

@@ -50,7 +50,7 @@ def test_the_transposed_matrix_is_another_one() -> None:
     a, b = axes("a", "b")
     assert fingerprint(scores(a, b))[0] != fingerprint(scores(a, b, y, x))[0].replace("y", "x")
     s, t = scores(a, b, x, x), scores(b, a, x, x)
-    outputs, anchors = unify((output(0, a, reduce_("sum", s * t, b)),), (s, t))
+    _, anchors = unify((output(0, a, reduce_("sum", s * t, b)),), (s, t))
     assert len(anchors) == 2      # S_ij and S_ji of one matrix
 
 

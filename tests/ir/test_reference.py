@@ -7,8 +7,9 @@ import torch
 
 from fuse.ir.expr import IRError, make
 from fuse.ir.program import Kind, Program, Region
-from fuse.ir.reference import Trace, boxes, run, run_region
+from fuse.ir.reference import Trace, run, run_region
 from fuse.ir.size import Size
+from fuse.ir.tiling import boxes
 from tests.ir.examples import EXAMPLES, MASKED, SCORES, i, j, n, softmax_region, t
 
 TILES = (1, 7, 64)

@@ -49,5 +49,24 @@ def bodies(p: Program) -> list[Expr]:
     return [c.body for r in p.regions for c in r.carries]
 
 
-__all__ = ["D", "H", "LABEL", "N", "SCORES", "SIZES", "V", "W", "Y", "Define", "Region", "bodies", "cross_entropy",
-           "log_softmax", "pick", "plan", "program", "softmax", "sweeps"]
+__all__ = [
+    "LABEL",
+    "SCORES",
+    "SIZES",
+    "D",
+    "Define",
+    "H",
+    "N",
+    "Region",
+    "V",
+    "W",
+    "Y",
+    "bodies",
+    "cross_entropy",
+    "log_softmax",
+    "pick",
+    "plan",
+    "program",
+    "softmax",
+    "sweeps",
+]

@@ -5,7 +5,7 @@ import pytest
 
 from fuse.ir.expr import const, lse, make, reduce_, sum_
 from fuse.ir.program import Kind
-from tests.passes.builders import (LABEL, SCORES, N, V, cross_entropy, log_softmax, pick, plan, softmax, sweeps)
+from tests.passes.builders import LABEL, SCORES, N, V, cross_entropy, log_softmax, pick, plan, softmax, sweeps
 
 P, LOGP, L = softmax(), log_softmax(), lse(SCORES, V)
 ENTROPY = -sum_(P * LOGP, V)
