@@ -95,7 +95,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
         print(report)
         for i, region in enumerate(report.regions):
             if parsed.after:
-                print(f"\n; region {i}, {region.kinds[0]} at {region.where}, after {parsed.after}")
+                print(f"\n; region {i}, {next(iter(region.kinds), 'contraction')} at {region.where}, after {parsed.after}")
                 print(region.snapshots[parsed.after]())
             for kernel, source in region.sources.items() if parsed.source else ():
                 print(f"\n; region {i}, kernel {kernel}\n{source}")

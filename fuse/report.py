@@ -67,7 +67,7 @@ class GraphReport:
         self.regions.clear()
 
     def line(self) -> str:
-        fused = ", ".join(f"{r.kinds[0]} at {r.where}" for r in self.regions) or "nothing"
+        fused = ", ".join(f"{next(iter(r.kinds), 'contraction')} at {r.where}" for r in self.regions) or "nothing"
         return f"fused {fused}; declined {len(self.misses)}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
     found: list[Imported] = []
     for candidate in candidates:
         try:
-            imported = _imported(candidate, options)
+            imported = _imported(candidate, options, alone=len(candidates) == 1)
         except Exception as error:    # a candidate that breaks the importer costs that candidate alone
             imported = miss_of(error, candidate.where)
         if isinstance(imported, Miss):
@@ -37,12 +37,12 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
     return found, misses
 
 
-def _imported(candidate: Candidate, options: Options) -> Imported | Miss:
+def _imported(candidate: Candidate, options: Options, alone: bool) -> Imported | Miss:
     miss = worthwhile(candidate) if options.virtual_floor else None
     miss = supported(candidate) if miss is None else miss
     if miss is not None:
         return miss
-    whole = with_tail(candidate)
+    whole = with_tail(candidate) if alone else None    # a tail may join two regions: it is neither's
     found = _streamable(whole) if whole is not None else None
     return found or _streamable(candidate)
 

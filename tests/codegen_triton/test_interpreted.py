@@ -22,6 +22,7 @@ def run(marker: str, timeout: int) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_numbers() -> None:
     run("not slow", 600)
 
