@@ -139,14 +139,16 @@ def _accumulated(leaf: Leaf, group: Group, groups: list[Group], table: Mapping[E
 
     Cotangents and statistics of later sweeps may stand in the coefficients: those are applied to the stored moments.
     """
-    if (set(leaf.streams), set(leaf.grid)) != (set(group.streams), set(group.grid)) or leaf.kind is not Kind.SUM:
+    if (set(leaf.streams), set(leaf.grid)) != (set(group.streams), set(group.grid)) or leaf.kind in (None, Kind.AFFINE):
         return None
+    earlier = [m.leaf.value for g in groups if g is not group for m in g.members]
+    if leaf.kind is not Kind.SUM:
+        return Member(leaf, 0, leaf.streams) if _known(leaf.body, table, earlier) else None
     statistics = [m.leaf.value for m in group.members if m.leaf.kind is Kind.LSE and m.level == 0]
     values = {m.leaf.value for m in group.members}
     found = separate(leaf.body, leaf.streams, statistics, _reads(values, table))
     if isinstance(found, Miss):
         return None
-    earlier = [m.leaf.value for g in groups if g is not group for m in g.members]
     known = all(_known(body, table, earlier) for body in found.bodies)
     return Member(leaf, 0, leaf.streams, found) if known else None
 

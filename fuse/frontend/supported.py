@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from fuse.frontend.candidates import Candidate, contractions
 from fuse.frontend.tables_contract import product_of
 from fuse.frontend.value import where
-from fuse.ir.expr import Axis, Expr, topological
+from fuse.ir.expr import FLOATS, Axis, Expr, topological
 from fuse.ir.program import Program
 from fuse.ir.size import Size, product
 from fuse.reasons import Miss
@@ -68,6 +68,9 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
     roots = [t.value for o in program.outputs for t in o.terms]
     streams: set[Axis] | None = None
     for node in topological(roots):
+        if _knife_edge(node, anchor):
+            return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
+                        "the virtual value is compared with its own maximum, which one rounding decides")
         virtual = [a for a in node.args if anchor <= set(a.axes)]
         if not virtual:
             continue
@@ -88,6 +91,13 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
         if anchor <= set(root.axes):
             return Miss("ESCAPES", candidate.where)
     return None
+
+
+def _knife_edge(node: Expr, anchor: frozenset[Axis]) -> bool:
+    """x == max(x) and the like: x is computed again there and may differ from the stored maximum in its last bit."""
+    if node.op not in ("eq", "ne", "lt", "le") or node.args[0].dtype not in FLOATS or not anchor <= set(node.axes):
+        return False
+    return any(e.op == "max" and anchor <= set(e.args[0].axes) for e in topological(node.args))
 
 
 def _swept(node: Expr) -> set[Axis]:

@@ -146,11 +146,17 @@ def uncast(node: Expr, g: Expr) -> Expr:
     return cast(make("real", g) if g.dtype in COMPLEXES and source in FLOATS else g, source)
 
 
-def chosen_share(node: Expr, g: Expr) -> Expr:
-    """max: the cotangent, divided evenly among the positions that attain it (as torch.amax does)."""
-    x = node.args[0]
-    hit = cast(make("eq", x, node), x.dtype)
-    return g * hit / reduce_("sum", hit, *node["axes"])
+def chosen(node: Expr, g: Expr) -> Expr:
+    """max: the cotangent goes to the first position that attains it, as torch.max(dim) has it.
+
+    Positions are compared, not values: a value computed a second time, in other tiles, may differ in its last bit.
+    """
+    x, hit = node.args[0], None
+    for axis in node["axes"]:
+        here = make("eq", iota(axis), reduce_("argmax", x, axis))
+        hit = here if hit is None else make("and", here, hit)
+        x = reduce_("max", x, axis)
+    return where(hit, g, zero(g)) if hit is not None else g
 
 
 def scan_adjoint(node: Expr, g: Expr) -> Expr:
@@ -275,7 +281,7 @@ REDUCTIONS = {
     # Axes that the argument lacks multiply it by their extents.
     "sum": reduction(reduced(total=True),
                      lambda n, g: reduce_("sum", g, *(a for a in n["axes"] if not n.args[0].has(a)))),
-    "max": reduction(reduced(), chosen_share),
+    "max": reduction(reduced(), chosen),
     "argmax": reduction(reduced("int64")),                       # first index of the maximum; nan wins
     "lse": reduction(reduced(), softmax_weight),
 }
