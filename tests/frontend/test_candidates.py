@@ -100,6 +100,27 @@ def test_other_refusals(function, code) -> None:
     assert look_at(function)[1] == [code]
 
 
+@pytest.mark.parametrize("mask", [
+    lambda x: x == x.amax(-1, keepdim=True), lambda x: x >= x.max(-1, keepdim=True).values,
+    lambda x: (x - x.amax(-1, keepdim=True)) != 0, lambda x: x.softmax(-1) >= x.softmax(-1).amax(-1, keepdim=True),
+], ids=["eq", "ge", "difference", "softmax"])
+def test_a_value_compared_with_its_own_maximum_is_refused(mask) -> None:
+    """It is computed twice, and one rounding would decide."""
+    _, codes, misses = look_at(lambda h, w, y: mask(F.linear(h, w)).sum(-1))
+    assert codes == ["NOT_A_REDUCTION"] and "one rounding decides" in str(misses[0])
+    assert "test_candidates.py:" in misses[0].where
+
+
+@pytest.mark.parametrize("function", [
+    lambda h, w, y: F.linear(h, w).argmax(-1) == y, lambda h, w, y: F.linear(h, w).amax(-1) > 0.5,
+    lambda h, w, y: (F.linear(h, w) > y[..., None]).sum(-1),
+    lambda h, w, y: torch.where((x := F.linear(h, w)) > 0, x - x.amax(-1, keepdim=True), 0.0).sum(-1),
+], ids=["position", "maximum", "threshold", "used_apart"])
+def test_other_comparisons_are_taken(function) -> None:
+    regions, codes, _ = look_at(function)
+    assert codes == [] and len(regions) == 1
+
+
 def test_row_selection_by_a_mask_says_what_is_missing() -> None:
     def f(h, w, y):
         return F.linear(h, w)[y > 3].exp().sum(-1)

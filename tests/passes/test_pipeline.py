@@ -64,6 +64,21 @@ def test_statistics_of_one_distribution_share_one_sweep():
     assert sum(c.kind is Kind.LSE for c in p.forward.regions[0].carries) == 1
 
 
+def kinds(p):
+    return [[c.kind for c in r.carries] for r in p.regions]
+
+
+def test_the_position_of_a_maximum_rides_in_the_forward_although_only_its_gradient_asks():
+    p = plan(reduce_("max", SCORES, V))
+    assert kinds(p.forward) == [[Kind.MAX, Kind.ARGMAX]] and kinds(p.backward) == [[Kind.SUM, Kind.SUM]]
+    assert kinds(plan(reduce_("max", SCORES, V), wrt=()).forward) == [[Kind.MAX]], "nobody asks without a gradient"
+
+
+def test_a_position_that_waits_for_a_statistic_rides_in_the_sweep_after_it():
+    far = (P - 0.5) * (P - 0.5)
+    assert kinds(plan(reduce_("max", far, V)).forward) == [[Kind.LSE], [Kind.MAX, Kind.ARGMAX]]
+
+
 def test_two_passes_where_a_constant_stands_in_the_way():
     p = plan(sum_(make("log", P + 1e-3), V))
     assert sweeps(p.forward) == [1, 1]
