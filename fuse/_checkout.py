@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from importlib.metadata import Distribution, DistributionFinder, SimplePath
+from importlib.metadata import Distribution, DistributionFinder
+from typing import NoReturn
 
 ENTRY_POINTS = "[torch_dynamo_backends]\nfuse = fuse.backend:fuse\n"
 
@@ -23,7 +24,7 @@ class _Checkout(Distribution):
             "entry_points.txt": ENTRY_POINTS,
         }.get(filename)
 
-    def locate_file(self, path: object) -> SimplePath:
+    def locate_file(self, path: object) -> NoReturn:
         raise NotImplementedError("a checkout has no installed files")
 
 

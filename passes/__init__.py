@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from fuse.ir.expr import Expr
 from fuse.ir.program import Output, Program, Region, Term
 from fuse.ir.verify import verify
 from fuse.passes.differentiate import differentiate
@@ -40,7 +41,7 @@ class Context:
 Pass = Callable[[Program, Context], Program]
 
 
-def _on_values(program: Program, f: Callable) -> Program:
+def _on_values(program: Program, f: Callable[[list[Expr]], list[Expr]]) -> Program:
     """Applies a rewrite of expressions to the outputs and the anchors alike."""
     roots = [e for o in program.outputs for t in o.terms for e in (*t.index, t.value)]
     done = iter(f([*roots, *program.anchors]))

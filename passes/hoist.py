@@ -18,6 +18,7 @@ from fuse.ir.expr import Axis, Expr, make, rebuild, rewrite, topological
 from fuse.ir.program import Carry, Define, Kind, Program, Region, Step, stored
 from fuse.passes.products import Product, product_of
 
+Key = tuple[tuple[int, ...], str, str]      # roles, op, hash of the structure
 COMMUTATIVE = ("add", "mul", "maximum", "minimum", "eq", "ne", "and", "or")
 
 
@@ -122,7 +123,7 @@ def orient(program: Program) -> Program:
     return replace(program, steps=tuple(one(s) if isinstance(s, Region) else s for s in program.steps))
 
 
-def _carry_key(c: Carry, region: Region, key: _Structure) -> tuple:
+def _carry_key(c: Carry, region: Region, key: _Structure) -> tuple[int, bool, bool, int, Key, float, int]:
     """Statistics before gradients, an LSE before what is relative to it, sums along the stream before those over the grid."""
     return c.level, c.kind is not Kind.LSE, set(c.over) != set(region.streams), len(c.axes), key(c.body), c.exponent, c.moment
 
@@ -131,12 +132,12 @@ class _Structure:
     """A sort key that ignores the names of axes and buffers."""
 
     def __init__(self, region: Region):
-        self.region, self.memo = region, dict[Expr, tuple]()
+        self.region, self.memo = region, dict[Expr, Key]()
 
     def role(self, axis: Axis) -> int:
         return 0 if axis in self.region.grid else 1 if axis in self.region.streams else 2
 
-    def __call__(self, root: Expr) -> tuple:
+    def __call__(self, root: Expr) -> Key:
         for node in topological([root], self.memo):
             if node not in self.memo:
                 roles = tuple(sorted({self.role(a) for a in node.axes}))

@@ -101,7 +101,7 @@ def _fits(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf], note: Callable[[
         return Member(leaf, 0, leaf.streams)
     if leaf.kind is not Kind.SUM or (leaf.dot and group.backward):
         return None
-    statistics = [n.value for n in here if n.kind is Kind.LSE and group.member(n).level == 0]
+    statistics = [m.leaf.value for m in group.members if m.leaf in here and m.leaf.kind is Kind.LSE and m.level == 0]
     found = separate(leaf.body, leaf.streams, statistics, _reads({n.value for n in here}, table))
     if isinstance(found, Miss):
         note(found)
@@ -185,5 +185,5 @@ def _staged(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf]) -> Member | No
     here = [n for n in leaf.needs if group.member(n)]
     if not all(rows_only(leaf, n, table, group.grid) for n in here):
         return None
-    level = 1 + max((group.member(n).level for n in here), default=0)
+    level = 1 + max((m.level for m in group.members if m.leaf in here), default=0)
     return Member(leaf, level, leaf.streams)

@@ -84,7 +84,7 @@ def _powers(factors: list[Expr], dtype: str) -> list[Expr]:
     return kept
 
 
-def order_key(x: Expr) -> tuple:
+def order_key(x: Expr) -> tuple[int, str, bytes]:
     """A total order that does not depend on how the expression was built: widest first, then by hash."""
     return (-len(x.axes), x.op, x.digest)
 
@@ -146,7 +146,9 @@ def _extract_common(x: Expr, invariant: Invariant) -> tuple[Product, Expr]:
     common, left, right = [], list(p.factors), list(q.factors)
     for factor in p.factors:
         if factor in right:
-            common.append(factor), left.remove(factor), right.remove(factor)
+            common.append(factor)
+            left.remove(factor)
+            right.remove(factor)
     divisors = p.divisors if p.divisors == q.divisors else ()
     coefficient = p.coefficient if p.coefficient == q.coefficient else 1
     if not common and not divisors and coefficient == 1:

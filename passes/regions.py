@@ -7,7 +7,7 @@ statistics use is split: the inner sum is streamed, the outer one is a small sum
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fuse.ir.expr import Axis, Expr, iota, make, rewrite, sum_, topological, where
@@ -146,7 +146,7 @@ def _connect(leaves: dict[Expr, Leaf]) -> None:
         leaf.reverse = any(e.op == "scan" and e["reverse"] for e in below)
 
 
-def inside(leaf: Leaf, leaves: Mapping[Expr, Leaf]) -> list[Expr]:
+def inside(leaf: Leaf, leaves: Collection[Expr]) -> list[Expr]:
     """What is evaluated in the leaf's own sweep: everything below it, down to other leaves."""
     others = {e for e in leaves if e is not leaf.value}
     return topological([leaf.body], others)

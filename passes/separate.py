@@ -107,7 +107,9 @@ class _Translation:
             return Miss("NOT_SEPARABLE", x.origin, x.op)
         args = [self.translate(a) for a in x.args]
         miss = next((a for a in args if isinstance(a, Miss)), None)
-        return miss if miss is not None else OPS[x.op].sympy(sympy, *args)
+        form = OPS[x.op].sympy
+        assert form is not None, x.op
+        return miss if miss is not None else form(sympy, *args)
 
     def _purely_streamed(self, x: Expr) -> bool:
         """No row value is mixed in that would better stand in the coefficient."""
@@ -165,12 +167,13 @@ def separate(body: Expr, streams: tuple[Axis, ...], statistics: Collection[Expr]
     terms: dict[Moment | None, Any] = {}
     for term in sympy.Add.make_args(sympy.expand(form)):
         coefficient, streamed = term.as_independent(*t.streamed, as_Add=False)
-        moment = _moment(streamed, t, body.dtype)
-        if isinstance(moment, Miss):
-            return moment
-        if is_normaliser(moment):
-            moment, coefficient = None, coefficient / t.names["1/l", moment.lse]
-        elif moment.lse is None and moment.body.op == "const":
+        found = _moment(streamed, t, body.dtype)
+        if isinstance(found, Miss):
+            return found
+        moment: Moment | None = found
+        if is_normaliser(found):
+            moment, coefficient = None, coefficient / t.names["1/l", found.lse]
+        elif found.lse is None and found.body.op == "const":
             moment, coefficient = None, coefficient * t.extent()
         terms[moment] = terms.get(moment, 0) + coefficient
     return Separated(tuple(terms), tuple(terms.values()), t.rows)
@@ -178,7 +181,9 @@ def separate(body: Expr, streams: tuple[Axis, ...], statistics: Collection[Expr]
 
 def _moment(streamed: Any, t: _Translation, dtype: str) -> Moment | Miss:
     """One product of streamed symbols as a moment."""
-    lse, exponent, power, body = None, 0, 0, const(1, dtype)
+    lse: Expr | None = None
+    exponent: int | float = 0
+    power, body = 0, const(1, dtype)
     for base, n in streamed.as_powers_dict().items():
         if base == 1:
             continue

@@ -32,6 +32,7 @@ from fuse.ir.expr import (
     where,
 )
 from fuse.ir.ops import OPS
+from fuse.ir.size import product
 from fuse.passes.products import ONE, extract, is_const, order_key, product_of, times
 
 
@@ -117,7 +118,7 @@ def _sum(node: Expr) -> Expr | None:
     x, axes = node.args[0], node["axes"]
     absent = [a for a in axes if not x.has(a)]
     if absent:
-        factor = cast(size(_extent(absent)), x.dtype)
+        factor = cast(size(product(a.extent for a in absent)), x.dtype)
         return times(product_of(_fold(factor)), sum_or_self(x, [a for a in axes if x.has(a)]))
     if x.op == "sum" and not is_dot(x):
         return sum_(x.args[0], *axes, *x["axes"])
@@ -135,11 +136,6 @@ def _sum(node: Expr) -> Expr | None:
 
 def sum_or_self(x: Expr, axes: list[Axis]) -> Expr:
     return simplify([sum_(x, *axes)])[0] if axes else x
-
-
-def _extent(axes: Iterable[Axis]):
-    from fuse.ir.size import product
-    return product(a.extent for a in axes)
 
 
 def is_dot(node: Expr) -> bool:
@@ -194,8 +190,8 @@ def _pushed(x: Expr, index: Expr, axis: Axis) -> Expr | None:
         return make("pick", x, index, axis=axis, origin=x.origin)
     if not OPS[x.op].pointwise or not x.args:
         return None
-    args = [_pushed(a, index, axis) for a in x.args]
-    return None if None in args else rebuild(x, args)
+    args = [p for a in x.args if (p := _pushed(a, index, axis)) is not None]
+    return rebuild(x, args) if len(args) == len(x.args) else None
 
 
 def _double_neg(node: Expr) -> Expr | None:
