@@ -14,10 +14,13 @@
     torch._guards.tracing                        a trace of one node must not meet AOTAutograd's fake mode
     torch.fx.experimental.proxy_tensor           make_fx, which also records ops whole (pre_dispatch)
     torch._ops.OpOverload, HigherOrderOperator   what the target of a node is
+    OpOverload._schema, _overloadname            its name, its arguments and which of them it writes to
     UntypedStorage._cdata                        which tensors share memory
     torch._logging.trace_structured              the report in tlparse
     GraphModule._param_name_to_source,           lost by deepcopy, wanted by AOTAutograd
     _source_to_user_stacks, Node._dynamo_source
+
+Dynamo's own calls that enter and leave autocast, grad modes and torch.func levels are known by name in frontend/context.py.
 """
 from __future__ import annotations
 
@@ -46,6 +49,15 @@ def memory_of(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return -1
+
+
+def schema_of(op: OpOverload) -> torch.FunctionSchema:
+    return op._schema
+
+
+def overload_of(op: OpOverload) -> tuple[str, str]:
+    """('sum', 'dim_IntList') for aten.sum.dim_IntList."""
+    return op._schema.name.split("::")[-1], op._overloadname
 
 
 def trace_node(function: Callable[..., Any], inputs: Sequence[Any], mode: Any) -> GraphModule:

@@ -50,3 +50,26 @@ def test_no_file_mentions_a_foreign_path() -> None:
 def test_every_module_says_what_it_is_for() -> None:
     silent = [relative(path) for path in SHIPPED if not ast.get_docstring(ast.parse(path.read_text()))]
     assert not silent
+
+
+def private_parts(tree: ast.AST) -> list[str]:
+    """Imports from torch's private modules, `torch._x`, and private attributes that fuse once took from torch's objects."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            found += [n for n in names if re.match(r"torch\..*(\b_|experimental)", n)]
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            text = ast.unparse(node)
+            if (re.match(r"torch\.", text) and not node.attr.startswith("__")) or node.attr in TORCHS:
+                found.append(text)
+    return found
+
+
+TORCHS = {"_schema", "_overloadname", "_cdata", "_dynamo_source", "_orig_mod"}
+
+
+def test_the_private_interface_of_torch_is_used_in_one_file() -> None:
+    assert private_parts(ast.parse((ROOT / "fuse/private.py").read_text())), "the test sees what it looks for"
+    others = {relative(path): private_parts(ast.parse(path.read_text())) for path in SHIPPED if path.name != "private.py"}
+    assert not {path: found for path, found in others.items() if found}

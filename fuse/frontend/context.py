@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fuse.private import OpOverload, schema_of
+
 Autocast = tuple[tuple[str, str, bool], ...]      # (device type, dtype, enabled), the innermost last
 
 
@@ -73,9 +75,8 @@ def mutated_arguments(node: fx.Node) -> list[fx.Node]:
         return []
     found: list[Any] = []
     name = node.target if isinstance(node.target, str) else _name(node.target)
-    if isinstance(node.target, torch._ops.OpOverload):
-        schema = node.target._schema
-        found = [a for a, s in zip(node.args, schema.arguments, strict=False)
+    if isinstance(node.target, OpOverload):
+        found = [a for a, s in zip(node.args, schema_of(node.target).arguments, strict=False)
                  if s.alias_info is not None and s.alias_info.is_write]
     elif node.args and (node.target in IN_PLACE if node.op == "call_function" else False):
         found = [node.args[0]]

@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 from fuse.frontend.context import contexts, mutated_arguments
 from fuse.frontend.reorder import raise_inputs
 from fuse.frontend.shadow import where
-from fuse.private import HigherOrderOperator, OpOverload, memory_of
+from fuse.private import HigherOrderOperator, OpOverload, memory_of, schema_of
 from fuse.reasons import Miss
 from fuse.runtime import ops  # noqa: F401  (defines torch.ops.fuse)
 
@@ -169,7 +169,7 @@ def has_effect(node: Node) -> bool:
     """True for what must run even if nobody reads its result and it writes to no tensor."""
     target = node.target
     if isinstance(target, OpOverload):
-        return target._schema.is_mutable
+        return schema_of(target).is_mutable
     return node.op == "call_module" or isinstance(target, HigherOrderOperator) \
         or getattr(target, "__name__", "").startswith(("_assert", "_set_grad", "_enter_", "_exit_", "_check"))
 

@@ -12,7 +12,7 @@ from fuse.frontend.context import Context
 from fuse.frontend.symbols import hint, shape_of, size_of
 from fuse.frontend.value import constant, example, has_tensor
 from fuse.ir.size import Size
-from fuse.private import OpOverload, trace_node
+from fuse.private import OpOverload, overload_of, schema_of, trace_node
 
 
 @dataclass(frozen=True)
@@ -173,18 +173,18 @@ class Recorder:
             return constant(value) if value is not None else None
         if not isinstance(target, OpOverload):
             raise Untraceable("UNSUPPORTED_OP")
-        schema = target._schema
+        schema = schema_of(target)
         args = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         args.update({a.name: self._argument(v) for a, v in zip(schema.arguments, node.args, strict=False)})
         args.update({k: self._argument(v) for k, v in node.kwargs.items()})
-        name = target._schema.name.split("::")[-1]
+        name, overload = overload_of(target)
         known = target.namespace in ("aten", "prims")
         if name in POSITIONAL:
             self._count_from_front(name, node.args, args)
         functional = name[:-1] if schema.is_mutable and name.endswith("_") and not name.endswith("__") else name
 
         def record(tensor: torch.Tensor, output: int = 0) -> Slot:
-            return self._add(Record(functional if known else None, target._overloadname, args,
+            return self._add(Record(functional if known else None, overload, args,
                                      str(tensor.dtype)[6:], shape_of(tensor), output, "" if known else "UNSUPPORTED_OP"))
         if isinstance(value, torch.Tensor):
             slot: Any = record(value)

@@ -9,7 +9,7 @@ from torch import fx
 
 from fuse.frontend.symbols import size_of
 from fuse.ir.size import Size
-from fuse.private import OpOverload
+from fuse.private import OpOverload, overload_of
 
 
 class Value:
@@ -93,7 +93,7 @@ def where(node: fx.Node) -> str | None:
 def called(node: fx.Node) -> str:
     """The name of what a node calls."""
     if isinstance(node.target, OpOverload):
-        return str(node.target._schema.name.split("::")[-1])
+        return overload_of(node.target)[0]
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
