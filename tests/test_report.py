@@ -95,6 +95,19 @@ def test_explain_passes_on_what_the_function_raises(kernels):
         fuse.explain(wrong, *data())
 
 
+def test_of_a_language_model_the_head_is_fused_and_its_gated_layer_is_not_worth_it():
+    """At the widths of a model of a billion parameters; nothing is allocated."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=1,
+                                      num_attention_heads=16, num_key_value_heads=8)
+    with torch.device("meta"):
+        model, x = transformers.LlamaForCausalLM(config), torch.zeros(1, 1024, dtype=torch.long)
+    report = fuse.explain(lambda x: model(input_ids=x, labels=x, use_cache=False).loss, x, fuse_options={"target": "cpu"})
+    region, = report.regions
+    assert region.kinds == ("softmax-over-vocabulary",) and region.bytes_saved == 1024 * 32000 * 4
+    assert [m.code for m in report.misses] == ["NOT_WORTH_IT"] and "8192 flops" in str(report)
+
+
 def test_the_table_and_the_dictionary_say_the_same(kernels):
     report = fuse.explain(step, *data(), fuse_options={"min_virtual_bytes": 0})
     found = json.loads(json.dumps(report.to_dict()))

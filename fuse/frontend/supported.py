@@ -15,35 +15,36 @@ from fuse.ir.size import Size, product
 from fuse.reasons import Miss
 
 SWEEPS = ("sum", "max", "argmax", "lse", "pick")
-
-
-WIDE, LONG = 16, 320      # numbers a row, products per element
+WIDE, LONG = 16, 320      # numbers a row; products per element of a value made by one contraction
 
 
 def worthwhile(candidate: Candidate) -> Miss | None:
-    """The Miss of a candidate that recomputing makes slower: a long contraction made again for a wide result.
+    """The Miss of a candidate that recomputing makes slower: long contractions made again for a wide result.
 
-    An element costs 2K flops to make again and saves about five accesses of 4 bytes. At 32 flops per byte, what a
-    machine does while it moves a byte, that pays up to K = 320: attention's heads do, the hidden layer of an MLP does
-    not. A result of a few numbers a row is bought for its memory whatever K is.
+    An element costs 2K flops to make again, K summed over the contractions it is made of, and saves about five accesses
+    of 4 bytes, half as many more for each further contraction (two operands and their product are three values, not
+    four). At 32 flops per byte, what a machine does while it moves a byte, that pays up to K = 320: attention's heads
+    do, the hidden layer of an MLP does not, gated or not. A result of a few numbers a row is bought for its memory
+    whatever K is.
     """
     def numbers(sizes: Iterable[Size]) -> int:
         total = product(sizes)
         return int(total.evaluate({s: candidate.hints.get(s, 1) for s in total.symbols}))
 
-    longest = 0
+    total = 0
     for anchor in candidate.anchors:
-        for v in contractions(candidate.shadow.value(anchor)):
-            p = product_of(v)
-            longest = max(longest, numbers(p.extents[c] for c in p.contracted))
+        products = map(product_of, contractions(candidate.shadow.value(anchor)))
+        total += max((numbers(p.extents[c] for c in p.contracted) for p in products), default=0)
+    if 2 * total <= LONG * (1 + len(candidate.anchors)):
+        return None
     for node in candidate.exits:
         for v in contractions(candidate.shadow.value(node)):
             p = product_of(v)
             virtual = [set(s) for s, o in zip(p.letters, p.operands, strict=True) if o.node in candidate.virtual]
             width = numbers(p.extents[c] for c in p.out if not any(c in s for s in virtual))
-            if width >= WIDE and longest > LONG:
+            if width >= WIDE:
                 return Miss("NOT_WORTH_IT", candidate.where,
-                            f"{2 * longest} flops an element of {candidate.anchors[0].name} for {width} numbers a row")
+                            f"each element takes {2 * total} flops to make again, and a row gives {width} numbers")
     return None
 
 

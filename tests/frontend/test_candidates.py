@@ -89,6 +89,19 @@ def test_a_hidden_layer_is_not_worth_it_and_attention_is() -> None:
     assert look_at(attention, q, k, v, options=Options(min_virtual_bytes=1000))[1] == ["TARGET_LACKS"]
 
 
+def test_a_gated_layer_is_judged_by_both_of_its_contractions() -> None:
+    def mlp(x, gate, up, down):
+        return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+    def gated(width: int, **options: int):
+        arguments = torch.randn(300, width), torch.randn(800, width), torch.randn(800, width), torch.randn(width, 800)
+        return look_at(mlp, *arguments, options=Options(min_virtual_bytes=1000, **options))[1:]
+    codes, (miss,) = gated(256)              # 320 products pay for one contraction, 480 for two
+    assert codes == ["NOT_WORTH_IT"] and "1024 flops" in str(miss)
+    codes, (miss,) = gated(240)
+    assert codes == ["TARGET_LACKS"] and "2 contractions" in str(miss)
+
+
 @pytest.mark.parametrize("function, code", [
     (lambda h, w, y: F.dropout(F.linear(h, w), 0.1).sum(-1), "RANDOM"),
     (lambda h, w, y: F.linear(h, w).softmax(1).amax(-1), "NOT_A_REDUCTION"),
