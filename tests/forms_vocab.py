@@ -1,7 +1,8 @@
 """Losses over a large vocabulary, as users write them, and near misses.
 
 `FORMS[name]` is a `Form`: a function of hidden states h [B, T, D], weight W [V, D], labels y [B, T] and extras by name,
-the expected Miss codes (none: it is one fused region per entry of `regions`), and what is special about running it.
+the expected Miss codes (none: it is one fused region per entry of `regions`), and what is special about running it:
+`raises` is what eager says where the form cannot be differentiated at all.
 """
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ class Form:
     misses: tuple[str, ...] = ()
     autocast: bool = False
     dynamic: bool = True
+    raises: str = ""
 
 
 FORMS: dict[str, Form] = {}
@@ -636,12 +638,12 @@ def attention(queries, keys):
     return torch.softmax(s, -1) @ keys
 
 
-@form(regions=0)
+@form(regions=0)    # P is a parameter: stored whatever happens, so that nothing amplifies
 def plain_projection(h, P):
     return F.linear(h, P).sum()
 
 
-@form(regions=0, misses=("MUTATION",))
+@form(regions=0, misses=("MUTATION",), raises="modified by an inplace operation")
 def changed_weight(h, W, y):
     logits = F.linear(h, W)
     with torch.no_grad():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -19,8 +20,15 @@ from tests.plain import without_inductor  # noqa: F401 (fixture)
 SLACK = {torch.float32: 2e-6, torch.bfloat16: 2.0 ** -8, torch.float16: 2.0 ** -11, torch.float64: 1e-12}
 
 
+def fresh(a):
+    if not isinstance(a, torch.Tensor):
+        return a
+    copy = a.detach().clone()
+    return torch.nn.Parameter(copy) if isinstance(a, torch.nn.Parameter) else copy.requires_grad_(a.requires_grad)
+
+
 def outputs_and_gradients(function, args, seeds=None):
-    args = [a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, torch.Tensor) else a for a in args]
+    args = list(map(fresh, args))
     out = function(*args)
     outs = [o for o in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(o, torch.Tensor)]
     smooth = [o for o in outs if o.requires_grad]
@@ -63,10 +71,18 @@ def judge(form: Form, **options):
     return counters["fuse"]["fused"]
 
 
-# changed_weight writes to a weight between forward and backward: eager refuses to differentiate it, and so does AOTAutograd.
-@pytest.mark.parametrize("name", [n for n in FORMS if n not in ("changed_weight", "plain_projection")])
+@pytest.mark.parametrize("name", [n for n, f in FORMS.items() if not f.raises])
 def test_form_is_right_and_fused(name, without_inductor):  # noqa: F811
     assert judge(FORMS[name]) == FORMS[name].regions
+
+
+@pytest.mark.parametrize("name", [n for n, f in FORMS.items() if f.raises])
+def test_what_eager_cannot_differentiate_fuse_cannot_either(name, without_inductor):  # noqa: F811
+    form = FORMS[name]
+    for function in (form.function, torch.compile(form.function, backend="fuse", options={"min_virtual_bytes": 0})):
+        with pytest.raises(RuntimeError, match=form.raises), warnings.catch_warnings():
+            warnings.simplefilter("ignore")    # the anomaly mode of AOTAutograd says where
+            outputs_and_gradients(function, arguments(form))
 
 
 @pytest.mark.parametrize("name", [n for n, f in FORMS.items() if f.regions and f.dtype is torch.float32][::4])
