@@ -1,0 +1,18 @@
+"""From torch.compile to numbers with the Triton target: the forms of `forms_vocab`, their kernels interpreted."""
+from __future__ import annotations
+
+import pytest
+
+from tests.codegen_triton.process import run_interpreted
+
+pytest.importorskip("triton")
+
+
+def test_forms() -> None:
+    run_interpreted("forms.py", timeout=600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["slab", "recompute", "column slab", "symbols"])
+def test_every_form(variant: str) -> None:
+    run_interpreted("forms.py", "-m", "slow", "-k", f"test_every_form and {variant.replace(' ', ' and ')}", timeout=1800)
