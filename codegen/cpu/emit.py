@@ -21,7 +21,7 @@ from fuse.codegen.cpu.spell import CTYPE
 from fuse.codegen.cpu.states import States
 from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
-from fuse.codegen.tile import Dot, Level, Load, Reduce, Skip, Store, TileProgram, Update, Value
+from fuse.codegen.tile import Dot, Level, Load, Reduce, Skip, Staged, Store, TileProgram, Update, Value, operands
 
 
 def source(program: TileProgram, native: bool = False) -> str:
@@ -197,7 +197,7 @@ class Emitter:
             inside = {u.state for u in members}
             shared |= {u.relative for u in members if u.relative and u.relative not in inside}
         weighted = {u.state: Weighted(u, self.weights(u)) for u in products if u.relative}
-        maps = self.maps(products, stores, col)
+        maps = self.maps(level, products, stores, col)
         folds: list[tuple[Dims, Dims, Fold]] = []
         for (dims, over), members in groups.items():
             rides = over == ("col",) and dims in ((), ("row",))
@@ -207,16 +207,41 @@ class Emitter:
         folds += [(dims, (), Fold((), (), tuple(fills), tuple(emits))) for dims, (fills, emits) in maps.items()]
         return folds, [(u, weighted.get(u.state)) for u in products]
 
-    def maps(self, products: list[Update], stores: list[Store], col: Frame) -> dict[Dims, Maps]:
+    def maps(self, level: Level, products: list[Update], stores: list[Store], col: Frame) -> dict[Dims, Maps]:
         """By dims: values to store in arrays for matrix products, and stores."""
         out: dict[Dims, Maps] = {}
         for value in {u.value.id: u.value for u in products if u.relative is None and u.value is not None}.values():
             loaded = isinstance(self.program.source_of(value), Load)
             if "col" in value.dims and not loaded and self.ctx.array(value, col) is None:
-                out.setdefault(value.dims, Maps([], [])).fills.append((value, self.nests.allocate(value, value.dims)))
+                array = self.spent(value, level, col) or self.nests.allocate(value, value.dims)
+                out.setdefault(value.dims, Maps([], [])).fills.append((value, array))
         for s in stores:
             out.setdefault(s.dims, Maps([], [])).emits.append(self.nests.emit(s))
         return out
+
+    def spent(self, value: Value, level: Level, col: Frame) -> Array | None:
+        """The array of a product that nothing but `value` still reads, element by element: value may be written over it."""
+        later = self.program.levels[self.program.levels.index(level) + 1:]
+        kept = {v.id for v in level.stage} | {s.out.id for after in later for s in after.body if isinstance(s, Staged)}
+        roots = [v for u in level.updates for v in u.values] + [s.value for s in level.stores]
+        others = self.below([v for v in roots if v.id != value.id])
+        for i in self.below([value]) - others - kept:
+            source = self.program.defines[i].out
+            array = self.ctx.array(source, col)
+            if array is not None and self.ctx.is_stored(source) and (array.layout, array.ctype) == (value.dims, self.ctx.ctype(value)):
+                return array
+        return None
+
+    def below(self, roots: list[Value]) -> set[int]:
+        """Ids of the values that `roots` are computed from, down to those that are stored."""
+        seen: set[int] = set()
+        todo = list(roots)
+        while todo:
+            v = todo.pop()
+            if v.id not in seen:
+                seen.add(v.id)
+                todo += () if self.ctx.is_stored(v) else operands(self.program.defines[v.id])
+        return seen
 
     def weights(self, u: Update) -> Array:
         """The array for weight * value of a product relative to a maximum."""

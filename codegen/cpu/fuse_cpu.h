@@ -251,6 +251,10 @@ template <class T> INLINE Mat<T> in_place(const T* p, const Walk& i, const Walk&
   ok = false;
   return {p, 0, false};
 }
+// Elements that a copy of an m x n matrix may take: none where `in_place` will find its strides readable.
+INLINE int64_t spare(int64_t m, int64_t n, int64_t di, int64_t dj) {
+  return (dj == 1 && di >= n) || (di == 1 && dj >= m) ? 0 : m * n;
+}
 // A view of type T on strided elements of type S: the memory itself where BLAS can read it, else a packed copy.
 template <class T, class S>
 SHARED Mat<T> matrix(const S* p, const Walk& i, const Walk& j, int64_t m, int64_t n, T* copy, int threads) {

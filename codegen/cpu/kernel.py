@@ -17,6 +17,10 @@ from fuse.codegen.launch import shapes_of
 from fuse.codegen.tile import Affine, TileProgram
 
 
+NARROW = 2048           # columns
+SPARE = 32 << 20        # bytes
+
+
 class Blas(ctypes.Structure):
     """The GEMMs of libtorch, as fuse_cpu.h declares them; null where libtorch does not export one."""
 
@@ -88,24 +92,41 @@ class CpuKernel:
         key = (torch.get_num_threads(), strides, tuple(sizes[s] for s in self.symbols))
         if self.last is None or self.last.key != key:
             shapes = shapes_of(self.program, sizes)
-            tile, outer, inner = self.parallelism(sizes)
+            outer, inner = self.threads()
             by_name = dict(zip((s.name for s in self.program.inputs), strides, strict=True))
             by_name |= {slot.name: contiguous(shape) for slot, (shape, _) in zip(self.program.outputs, shapes, strict=True)}
-            launch = Launch(by_name, sizes, tile)
-            values = [v for _, group in self.arguments for v in group(launch)]
-            arg = (ctypes.c_int64 * len(values))(*values)
-            self.last = Prepared(key, arg, shapes, outer, inner, self.workspace(arg, ctypes.c_int(outer)))
+            arg, work = self.fitting(by_name, sizes, outer)
+            self.last = Prepared(key, arg, shapes, outer, inner, work)
         return self.last
 
-    def parallelism(self, sizes: Mapping[str, int]) -> tuple[tuple[int, int, int], int, int]:
-        """((R, C, spread), outer threads, inner threads)."""
+    def fitting(self, strides: Mapping[str, Sequence[int]], sizes: Mapping[str, int], outer: int) -> tuple[Any, int]:
+        """(arguments, bytes of workspace) of the widest tile whose operands need few packed copies.
+
+        Columns are narrowed until the workspace is at most `SPARE` above that of narrow tiles: how much is copied depends
+        on the strides and types of the operands, which only a launch knows.
+        """
+        wide = self.schedule.extent("col")
+        arg, work = self.tiled(strides, sizes, outer, wide)
+        least = self.tiled(strides, sizes, outer, NARROW)[1] if wide > NARROW else work
+        while wide > NARROW and work > least + SPARE:
+            wide = max(wide // 2, NARROW)
+            arg, work = self.tiled(strides, sizes, outer, wide)
+        return arg, work
+
+    def tiled(self, strides: Mapping[str, Sequence[int]], sizes: Mapping[str, int], outer: int, wide: int) -> tuple[Any, int]:
         rows, cols = (self.program.extent(d).evaluate(sizes) for d in ("row", "col"))
-        row, col = (even(n, self.schedule.extent(d)) for d, n in (("row", rows), ("col", cols)))
+        tile = even(rows, self.schedule.extent("row")), even(cols, wide), int(self.schedule.parallel == "grid")
+        launch = Launch(strides, sizes, tile)
+        values = [v for _, group in self.arguments for v in group(launch)]
+        arg = (ctypes.c_int64 * len(values))(*values)
+        return arg, self.workspace(arg, ctypes.c_int(outer))
+
+    def threads(self) -> tuple[int, int]:
+        """(outer, inner) threads."""
         threads, mode = torch.get_num_threads(), self.schedule.parallel
         if mode not in modes(self.program):
             raise RuntimeError(f"tiles of this region cannot run in parallel over the {mode}: their sums overlap")
-        outer, inner = (1, threads) if mode == "inside" else (threads, 1)
-        return (row, col, int(mode == "grid")), outer, inner
+        return (1, threads) if mode == "inside" else (threads, 1)
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 from fuse.codegen.cpu.context import Array, Context
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.nests import Nests
+from fuse.codegen.cpu.spell import CTYPE
 from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
 from fuse.codegen.tile import Final, Load, Value
@@ -71,12 +72,21 @@ class Operands:
         base = self.values.base(load, frame)
         walks = [self.values.walk(load, g[0], frame) if g else "Walk{0, 0, nullptr}" for g in (first, second)]
         counts = [self.count(g) for g in (first, second)]
-        caps = " * ".join(self.ctx.capacity(d) for d in first + second) or "1"
         name = f"{'b' if ctype == 'bf16' else 'm'}{v.id}_{'_'.join(first + second)}"
-        copy = self.ctx.task.take(f"{name}_copy", ctype, caps)
+        copy = self.ctx.task.take(f"{name}_copy", ctype, self.spare(load, first, second, ctype))
         home.add(f"const Mat<{ctype}> {name} = matrix<{ctype}>({', '.join([base, *walks, *counts, copy])}, inner);")
         home.things[key] = name
         return name
+
+    def spare(self, load: Load, first: Group, second: Group, ctype: str) -> str:
+        """How many elements a packed copy may take: none if the strides are known to need none."""
+        sides = [(self.ctx.capacity(g[0]), self.ctx.program.dims[g[0]]) for g in (first, second) if g]
+        whole = " * ".join(count for count, _ in sides) or "1"
+        computed = any(isinstance(i, Value) and i.dims for i in load.index)
+        if computed or CTYPE[load.out.dtype] != ctype or len(sides) != 2 or any(len(axes) != 1 for _, axes in sides):
+            return whole
+        strides = [f"l{load.number}_{axes[0]}" if axes[0] in self.ctx.affine_axes(load) else "0" for _, axes in sides]
+        return f"spare({sides[0][0]}, {sides[1][0]}, {', '.join(strides)})"
 
     def gemm(self, frame: Frame, a: Value | Array, b: Value, k: Group, m: Group, n: Group, out: Array, beta: str) -> None:
         """out[m, n] = sum_k a[m, k] b[k, n] + beta * out; `a` may be an array that a fold has filled."""

@@ -2,7 +2,8 @@
 
 Threads share row tiles or batch points where there are enough of them and no sum crosses them; otherwise they work inside
 one tile, with GEMMs that thread themselves. Tile extents are upper bounds (a launch evens tiles out); the figures were
-measured at 2048 x 768 x 50304 and at 8 heads of 2048 x 64.
+measured at 2048 x 768 x 50304 and at 8 heads of 2048 x 64. A GEMM wants both of its free extents large: a slab, which is
+short to stay small, is as wide as the stream; other tiles are square.
 """
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from fuse.reasons import Refused
 
 SLAB_BYTES = 128 << 20     # of staged tile values, at most
 UNKNOWN = 1024             # stands for a size without a hint
-INSIDE = {"row": 512, "col": 2048}
-SLAB = {"row": 256}
+INSIDE = {"row": 2048, "col": 2048}
+SLAB = {"row": 256, "col": 1 << 20}
 SPREAD = {"row": 128, "col": 512}
 PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a loop nest, not memory
 
@@ -64,6 +65,8 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
     if kind == "slab":
         slabs = (1 if parallel == "inside" else threads) * len(program.levels[0].stage)
         tile["row"] = max(16, min(tile["row"], SLAB["row"], SLAB_BYTES // max(4 * cols * slabs, 1)))
+        if parallel == "inside":
+            tile["col"] = SLAB["col"]
     tile.update({d: n for d, n in forced.items() if d in tile})
     half = any(slot.dtype == "bfloat16" for slot in program.inputs) and native_bfloat16()
     return Schedule(kind, tuple(tile.items()), parallel, (("native", 1),) if half else ())

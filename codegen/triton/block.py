@@ -27,13 +27,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Range:
-    """Where a dim is in a tile: `var` holds its flat positions, `mask` which of them exist, `size` how many there are."""
+    """Where a dim is in a tile: `var` holds its flat positions, `mask` which of them exist, `size` how many there are.
+
+    var = first + step: the scalar at which the tile begins, and 0 .. size - 1. No first: the tile begins at 0.
+    """
 
     dim: str
     var: str
     mask: str
     size: str
     block: Block
+    first: str = ""
+    step: str = ""
 
 
 class Arguments:

@@ -6,7 +6,7 @@ their natural order and transposed afterwards.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from fuse.codegen.roles import refuse
@@ -61,10 +61,16 @@ class Tiles:
             self.extent(dim)
             size = self.arguments.constant(f"F{n}", "whole", dim)
             even = self.arguments.constant(f"EVEN_F{n}", "even", dim, size)
-            block.add(f"f{n} = tl.arange(0, {size}).to(INDEX)")
-            block.add(f"f{n}_ok = (f{n} < {self.extent(dim)}) | {even}")
+            block.add(f"f{n}_ok = ({self.steps(f'f{n}', size)} < {self.extent(dim)}) | {even}")
             block.memo[key] = f"f{n}"
         return Range(dim, f"f{n}", f"f{n}_ok", f"F{n}", block)
+
+    def steps(self, name: str, size: str) -> str:
+        """`name`, which stands for 0 .. size - 1."""
+        if ("steps", name) not in self.prologue.memo:
+            self.prologue.memo["steps", name] = name
+            self.prologue.add(f"{name} = tl.arange(0, {size}).to(INDEX)")
+        return name
 
     def extent(self, dim: str) -> str:
         """The number of positions of a free dim."""
@@ -94,7 +100,8 @@ class Tiles:
         r = self.range(dim)
         return self.decoded(axis, self.program.dims[dim], r.var, r.block), (dim,)
 
-    def decoded(self, axis: str, axes: Sequence[str], flat: str, block: Block) -> str:
+    def decoded(self, axis: str, axes: Sequence[str], flat: str, block: Block, name: str = "") -> str:
+        """The position along `axis` from the flat position `flat` in `axes`, as a variable `name`."""
         if len(axes) == 1:
             return flat
         key = ("position", axis, flat)
@@ -105,9 +112,44 @@ class Tiles:
             if at:
                 text = f"({text}) % " if later else f"{text} % "
                 text += self.arguments(f"n{axis[1:]}", "extent", axis)
-            block.add(f"{axis} = {text}")
-            block.memo[key] = axis
+            block.memo[key] = name or axis
+            block.add(f"{block.memo[key]} = {text}")
         return block.memo[key]
+
+    def place(self, axis: str) -> tuple[str, str, tuple[str, ...]]:
+        """(scalar, steps, dims): the position along `axis` is that scalar, if any, plus those steps, if any."""
+        position, dims = self.position(axis)
+        if not dims:
+            return position, "", ()
+        r, axes = self.range(*dims), self.program.dims[dims[0]]
+        if not r.first:
+            return "", position, dims
+        first = self.decoded(axis, axes, r.first, r.block, f"{axis}_0")
+        if len(axes) == 1:
+            return first, r.step, dims
+        key = ("steps", axis, r.var)
+        if key not in r.block.memo:
+            r.block.memo[key] = f"{axis}_d"
+            r.block.add(f"{axis}_d = {position} - {first}")
+        return first, r.block.memo[key], dims
+
+    def address(self, pointer: Sequence[str], strides: Mapping[str, str], order: Order) -> str:
+        """Pointers in `order`: the summands `pointer` + sum of position * stride over axes.
+
+        What a tile has in common is added in 64 bits, once; offsets inside it are of the type INDEX.
+        """
+        terms, near = [*pointer], dict[tuple[str, ...], list[str]]()
+        for axis, stride in strides.items():
+            first, steps, dims = self.place(axis)
+            if first:
+                terms.append(f"far({first}, {stride})")
+            if steps:
+                near.setdefault(dims, []).append(f"{steps} * {stride}")
+        tiles = []
+        for dims, found in near.items():
+            text = " + ".join(found)
+            tiles.append(fit(f"({text})", dims, order) if dims != tuple(order) else f"({text})")
+        return " + ".join([*terms, f"({' + '.join(tiles)})" if len(tiles) > 1 else "".join(tiles)][:len(terms) + bool(tiles)])
 
     # ---- values -----------------------------------------------------------------------------------------------------
 
@@ -165,29 +207,19 @@ class Tiles:
         raise AssertionError(s)
 
     def load(self, s: Load) -> str:
-        dims = s.out.dims
-        terms: dict[tuple[str, ...], list[str]] = {}
-        based, computed = False, 0
+        dims, strides, computed = s.out.dims, dict[str, str](), list[str]()
+        pointer = [self.arguments(s.buffer, "input", s.buffer)]
         for index in s.index:
             if isinstance(index, Affine):
-                based = based or index.offset != 0
-                for axis, _ in index.terms:
-                    where, at = self.position(axis)
-                    term = f"{where} * {self.arguments(f's{s.number}_{axis}', 'stride', s.number, axis)}"
-                    if term not in terms.setdefault(at, []):
-                        terms[at].append(term)
+                strides |= {a: self.arguments(f"s{s.number}_{a}", "stride", s.number, a) for a, _ in index.terms}
             else:
-                stride = self.arguments(f"g{s.number}_{computed}", "gather", s.number, computed)
-                terms.setdefault(within(index.dims, dims), []).append(f"{self.emit(index, dims)} * {stride}")
-                computed += 1
-        pointer = [self.arguments(s.buffer, "input", s.buffer)]
-        if based:
+                stride = self.arguments(f"g{s.number}_{len(computed)}", "gather", s.number, len(computed))
+                text, at = f"{self.emit(index, dims)} * {stride}", within(index.dims, dims)
+                computed.append(fit(f"({text})" if at else text, at, dims))
+        if any(isinstance(index, Affine) and index.offset != 0 for index in s.index):
             pointer.append(self.arguments(f"b{s.number}", "base", s.number))
-        for at, parts in terms.items():
-            text = " + ".join(parts)
-            pointer.append(fit(f"({text})" if at and at != dims else text, at, dims))
         mask = " & ".join(fit(self.range(d).mask, (d,), dims) for d in dims)
-        return f"tl.load({' + '.join(pointer)}{f', mask={mask}, other=0' if mask else ''})"
+        return f"tl.load({self.address([*pointer, *computed], strides, dims)}{f', mask={mask}, other=0' if mask else ''})"
 
     # ---- pointwise ops ----------------------------------------------------------------------------------------------
 
@@ -281,9 +313,9 @@ class Tiles:
             inner = block.inner()
             loops.append((block, f"for {var}_0 in range(0, {extent}, {size}):", inner))
             block = inner
-            block.add(f"{var} = ({var}_0 + tl.arange(0, {size})).to(INDEX)")
+            block.add(f"{var} = {var}_0 + {self.steps(f'd{n}', size)}")
             block.add(f"{var}_ok = ({var} < {extent}) | {even}")
-            ranges.append(Range(dim, var, f"{var}_ok", size, block))
+            ranges.append(Range(dim, var, f"{var}_ok", size, block, f"{var}_0", f"d{n}"))
         with self.bound({r.dim: r for r in ranges}):
             yield block, ranges
         for parent, head, body in reversed(loops):

@@ -66,12 +66,15 @@ tiles = tl.cdiv(row_end - row_begin, R)
 height = tl.minimum(tiles - group * GROUP, GROUP)
 inside = pid % (GROUP * splits)
 split = inside // height
-row = (row_begin + (group * GROUP + inside % height) * R + tl.arange(0, R)).to(INDEX)
+row_0 = row_begin + (group * GROUP + inside % height) * R
+r = tl.arange(0, R).to(INDEX)
+row = row_0 + r
 row_ok = (row < row_end) | EVEN_R
 begin = col_begin + split * span
 end = tl.minimum(begin + span, col_end)
+c = tl.arange(0, C).to(INDEX)
 """
-BATCH = "batch = (pid // (tiles * splits)).to(INDEX)\npid = pid % (tiles * splits)\n"
+BATCH = "batch = pid // (tiles * splits)\npid = pid % (tiles * splits)\n"
 
 
 def sweep(name: str, program: TileProgram, schedule: Schedule, stages: Sequence[Stage] = ()) -> Sweep:
@@ -100,10 +103,10 @@ class _Sweep:
             t.prologue.add(line)
         self.single = bool(schedule.knob("single"))
         self.loop = t.prologue.inner(flat=self.single)
-        self.loop.add("col = (column + tl.arange(0, C)).to(INDEX)")
+        self.loop.add("col = column + c")
         self.loop.add("col_ok = (col < end) | EVEN_C")
-        t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue)
-        t.ranges["col"] = Range("col", "col", "col_ok", "C", self.loop)
+        t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue, "row_0", "r")
+        t.ranges["col"] = Range("col", "col", "col_ok", "C", self.loop, "column", "c")
         self.chunked = self.chunk()
         self.carries = Carries(t, program, self.loop, lazy=not has_tile_dot(program))
         self.parts: list[Part] = []
@@ -120,9 +123,10 @@ class _Sweep:
         n = dim[1:]
         t.arguments.constant(f"W{n}", "knob", "chunk")
         t.arguments.constant(f"EVEN_W{n}", "even", dim, f"W{n}")
-        t.prologue.add(f"w{n} = (tl.program_id(1) * W{n} + tl.arange(0, W{n})).to(INDEX)")
+        t.prologue.add(f"w{n}_0 = tl.program_id(1) * W{n}")
+        t.prologue.add(f"w{n} = w{n}_0 + {t.steps(f'u{n}', f'W{n}')}")
         t.prologue.add(f"w{n}_ok = (w{n} < {t.extent(dim)}) | EVEN_W{n}")
-        t.ranges[dim] = Range(dim, f"w{n}", f"w{n}_ok", f"W{n}", t.prologue)
+        t.ranges[dim] = Range(dim, f"w{n}", f"w{n}_ok", f"W{n}", t.prologue, f"w{n}_0", f"u{n}")
         return dim
 
     def walk(self, updates: Sequence[Update], stores: Sequence[Store], stages: Sequence[Stage]) -> None:
@@ -144,13 +148,10 @@ class _Sweep:
 
     # ---- stores -----------------------------------------------------------------------------------------------------
 
-    def offset(self, name: str, axes: Sequence[str], order: Sequence[str]) -> str:
-        """sum of position * stride over `axes`, in `order`, with strides named after the buffer."""
-        terms: dict[tuple[str, ...], list[str]] = {}
-        for axis in axes:
-            where, at = self.tiles.position(axis)
-            terms.setdefault(at, []).append(f"{where} * {self.tiles.arguments(f'{name}_{axis}', 'out', name, axis)}")
-        return "".join(" + " + fit(f"({' + '.join(t)})" if at else " + ".join(t), at, order) for at, t in terms.items())
+    def address(self, out: str, name: str, axes: Sequence[str], order: Sequence[str], *more: str) -> str:
+        """out + sum of position * stride over `axes`, in `order`, with strides named after the buffer."""
+        strides = {a: self.tiles.arguments(f"{name}_{a}", "out", name, a) for a in axes}
+        return self.tiles.address([out, *more], strides, order)
 
     def mask(self, dims: Sequence[str], order: Sequence[str]) -> str:
         text = " & ".join(fit(self.tiles.range(d).mask, (d,), order) for d in dims)
@@ -160,8 +161,8 @@ class _Sweep:
         out = self.tiles.arguments(f"o_{part.var}", "part", part.name)
         split = self.tiles.arguments(f"o_{part.var}_split", "out", f"o_{part.var}", "split")
         axes = [*keeps, *(a for d in part.dims for a in self.program.dims[d])]
-        at = self.offset(f"o_{part.var}", axes, part.dims)
-        self.after.add(f"tl.store({out} + split * {split}{at}, {part.var}{self.mask(part.dims, part.dims)})")
+        at = self.address(out, f"o_{part.var}", axes, part.dims, f"far(split, {split})")
+        self.after.add(f"tl.store({at}, {part.var}{self.mask(part.dims, part.dims)})")
 
     def emit(self, s: Store) -> None:
         t = self.tiles
@@ -170,7 +171,7 @@ class _Sweep:
         block = t.home(s.dims)
         if set(s.value.dims) != set(s.dims):
             text = f"tl.broadcast_to({text}, [{', '.join(t.range(d).size for d in s.dims)}])"
-        block.add(f"tl.store({out}{self.offset(s.buffer, s.axes, s.dims)}, {text}{self.mask(s.dims, s.dims)})")
+        block.add(f"tl.store({self.address(out, s.buffer, s.axes, s.dims)}, {text}{self.mask(s.dims, s.dims)})")
 
     def stage(self, s: Stage) -> None:
         """slab[batch, row - row_begin, col - col_begin] = value."""
@@ -180,8 +181,8 @@ class _Sweep:
         if set(s.value.dims) != set(order):
             text = f"tl.broadcast_to({text}, [R, C])"
         stride = t.arguments(f"{s.name}_row", "slab stride", s.name, 1)
-        batch = f"batch * {t.arguments(f'{s.name}_batch', 'slab stride', s.name, 0)} + " if self.program.batch else ""
-        at = f"{out} + {batch}((row - row_begin) * {stride})[:, None] + (col - col_begin)[None, :]"
+        batch = f"far(batch, {t.arguments(f'{s.name}_batch', 'slab stride', s.name, 0)}) + " if self.program.batch else ""
+        at = f"{out} + {batch}far(row_0 - row_begin, {stride}) + (column - col_begin) + ((r * {stride})[:, None] + c[None, :])"
         self.loop.add(f"tl.store({at}, {text}.to({DTYPES[s.dtype]}){self.mask(order, order)})")
 
     def walk_columns(self) -> str:

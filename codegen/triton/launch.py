@@ -111,9 +111,32 @@ class Bound:
         raise AssertionError(what)
 
     def wide_index(self) -> bool:
-        """Does some offset not fit an int32?"""
-        tensors = [*self.inputs.values(), *self.tensors.values()]
-        return any(sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + t.numel() > INT32 for t in tensors)
+        """Does a position, or an offset from where a tile begins, not fit an int32?"""
+        tables = [(s.out.dims, self.layouts[s.number].axes) for s in self.program.loads]
+        names = dict.fromkeys(name for name, _ in self.strides)
+        dims = {axis: dim for dim, axes in self.program.dims.items() for axis in axes}
+        for name in names:
+            axes = {axis: stride for (owner, axis), stride in self.strides.items() if owner == name and axis in dims}
+            tables.append((tuple(dict.fromkeys(dims[a] for a in axes)), axes))
+        reach = [sum(self.reach(dim, axes) for dim in found) for found, axes in tables]
+        slabs = [self.tile("row") * self.tensors[s.name].stride(1) for s in self.kernel.stages]
+        return max(*reach, *slabs, self.rows + WIDEST, self.cols + WIDEST) > INT32
+
+    def reach(self, dim: str, strides: Mapping[str, int]) -> int:
+        """How far apart two elements of a tile can be along `dim`: each step moves by the last axis's stride, and more
+        where an earlier axis moves on."""
+        sizes = (self.tile(dim),) if dim in ("row", "col") else [
+            self.size(name) for name in (f"F{dim[1:]}", f"K{dim[1:]}", f"W{dim[1:]}") if name in self.kernel.constants]
+        steps, period, inner, total = max(sizes) - 1, 1, 0, 0
+        for axis in reversed(self.program.dims[dim]):
+            stride = strides.get(axis, 0)
+            total += -(-steps // period) * abs(stride - inner)
+            period, inner = period * self.extent[axis], stride * self.extent[axis]
+        return total
+
+    def size(self, name: str) -> int:
+        """The extent of a tile, by the name of the constant."""
+        return int(self.constant(self.kernel.constants[name], Window((0, 0), (0, 0), 1, 1)))
 
     def argument(self, what: tuple[Any, ...], window: Window) -> Any:
         match what:

@@ -52,6 +52,11 @@ COSTLY = frozenset({"tanh", "log1p", "expm1", "pow", "erf", "sin", "cos", "log",
 INTEGER_EXTREMA = frozenset({"maximum", "minimum"})
 
 HELPERS: dict[str, str] = {
+    "far": '''
+@triton.jit
+def far(position, stride):
+    return tl.cast(position, tl.int64) * stride
+''',
     "dot": '''
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):

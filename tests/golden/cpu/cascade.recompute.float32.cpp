@@ -44,7 +44,7 @@ struct Task {
     t4_i3 = arena.take<float>(n3);
     t9 = arena.take<float>(C);
     t10 = arena.take<float>(C * n3);
-    m11_col_i4_copy = arena.take<float>(C * n4);
+    m11_col_i4_copy = arena.take<float>(spare(C, n4, l2_i2, l2_i4));
     t15 = arena.take<float>(C * n4);
     t14_col_i3 = arena.take<float>(C * n3);
     bytes = arena.used;

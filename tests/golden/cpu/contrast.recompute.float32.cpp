@@ -52,8 +52,8 @@ struct Task {
     c0_o = arena.take<float>(R);
     c0_l = arena.take<double>(R);
     t3 = arena.take<float>(R * C);
-    m0_row_i1_copy = arena.take<float>(R * n1);
-    m2_col_i1_copy = arena.take<float>(C * n1);
+    m0_row_i1_copy = arena.take<float>(spare(R, n1, l0_i0, l0_i1));
+    m2_col_i1_copy = arena.take<float>(spare(C, n1, l1_i2, l1_i1));
     w_c4 = arena.take<float>(R * C);
     bytes = arena.used;
   }

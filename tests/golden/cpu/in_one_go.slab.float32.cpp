@@ -48,7 +48,7 @@ struct Task {
     c1 = arena.take<double>(R);
     w0_row_t = arena.take<int64_t>(R);
     m0_row_i2_copy = arena.take<float>(R * n2);
-    m5_col_i2_copy = arena.take<float>(C * n2);
+    m5_col_i2_copy = arena.take<float>(spare(C, n2, l2_i3, l2_i2));
     w1_row_t = arena.take<int64_t>(R);
     wy0_row_t = arena.take<int64_t>(R);
     wy1_row_t = arena.take<int64_t>(R);
