@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.triton import text_of
 from fuse.codegen.triton.chain import SHRINKS, Chain
+from fuse.codegen.triton.kernel import Sweep
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.module import directory, load
 from fuse.codegen.triton.schedule import halved
@@ -58,14 +60,18 @@ class Recorder:
 
 def usage(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: str) -> list[Usage]:
     """One row per kernel of `region` under `schedule`, at contiguous inputs of the given sizes."""
+    return [launch.usage for launch in launches(region, schedule, sizes, arch)]
+
+
+def launches(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: str) -> list[Launch]:
+    """The first launch of every kernel."""
     source, kernels = text_of(region, schedule)
     module = load(source, directory())
     recorders = [Recorder() for _ in kernels]
     machine = Machine(arch, UNITS.get(arch, 100))
     chain = Chain(region, schedule, machine, [(p, k, r) for (p, k), r in zip(kernels, recorders, strict=True)])
     chain(meta_inputs(region, sizes), sizes)
-    return [compiled(getattr(module, k.name), k.arguments, *r.launches[0], arch)
-            for (_, k), r in zip(kernels, recorders, strict=True)]
+    return [launched(getattr(module, k.name), k, *r.launches[0], arch) for (_, k), r in zip(kernels, recorders, strict=True)]
 
 
 def settled(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: str) -> tuple[Schedule, list[Usage]]:
@@ -87,30 +93,51 @@ def meta_inputs(region: Region, sizes: Mapping[str, int]) -> dict[str, torch.Ten
             for name, b in buffers.items()}
 
 
-def compiled(function: Any, names: Mapping[str, tuple[Any, ...]], args: tuple[Any, ...], options: dict[str, Any],
-             arch: str) -> Usage:
-    """Compiles `function` as the launcher would specialise it to `args`."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as the launcher specialises it to its arguments; equal `key`s compile to equal code."""
 
+    function: Any
+    text: str
+    signature: dict[str, str]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], list[Any]]
+    options: dict[str, int]
+    arch: str
+
+    @property
+    def key(self) -> str:
+        specialised = (self.signature, self.constants, self.attributes, self.options, self.arch)
+        return "\0".join((self.text.partition("(")[2], *map(repr, specialised)))
+
+    @cached_property
+    def usage(self) -> Usage:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        cuda = self.arch.startswith("sm")
+        target = GPUTarget("cuda", int(self.arch[2:]), 32) if cuda else GPUTarget("hip", self.arch, 64)
+        source = ASTSource(self.function, self.signature, self.constants, self.attributes)
+        kernel = triton.compile(source, target=target, options=self.options)
+        registers, spills = measured(kernel, self.arch)
+        return Usage(self.function.__name__, self.arch, registers, spills, kernel.metadata.shared, kernel.asm)
+
+
+def launched(function: Any, kernel: Sweep, args: tuple[Any, ...], options: dict[str, Any], arch: str) -> Launch:
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[Any]] = {}
-    for k, (name, value) in enumerate(zip(names, args, strict=True)):
+    for k, (name, value) in enumerate(zip(kernel.arguments, args, strict=True)):
         signature[name], divisible = type_of(value)
         if signature[name] == "constexpr":
             constants[(k,)] = value
         elif divisible:
             attributes[(k,)] = [["tt.divisibility", 16]]
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    how = {name: options.pop(name) for name in ("num_warps", "num_stages")}
     for k, (name, value) in enumerate(options.items(), len(args)):
         signature[name], constants[(k,)] = "constexpr", value
-    target = GPUTarget("cuda", int(arch[2:]), 32) if arch.startswith("sm") else GPUTarget("hip", arch, 64)
-    kernel = triton.compile(ASTSource(function, signature, constants, attributes), target=target,
-                            options={"num_warps": warps, "num_stages": stages})
-    registers, spills = measured(kernel, arch)
-    return Usage(function.__name__, arch, registers, spills, kernel.metadata.shared, kernel.asm)
+    return Launch(function, kernel.text, signature, constants, attributes, how, arch)
 
 
 def type_of(value: Any) -> tuple[str, bool]:

@@ -145,11 +145,10 @@ class Tiles:
                 terms.append(f"far({first}, {stride})")
             if steps:
                 near.setdefault(dims, []).append(f"{steps} * {stride}")
-        tiles = []
-        for dims, found in near.items():
-            text = " + ".join(found)
-            tiles.append(fit(f"({text})", dims, order) if dims != tuple(order) else f"({text})")
-        return " + ".join([*terms, f"({' + '.join(tiles)})" if len(tiles) > 1 else "".join(tiles)][:len(terms) + bool(tiles)])
+        tiles = [fit(f"({' + '.join(found)})", dims, order) for dims, found in near.items()]
+        if len(tiles) > 1:
+            tiles = [f"({' + '.join(tiles)})"]
+        return " + ".join([*terms, *tiles])
 
     # ---- values -----------------------------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ class Bound:
         for axis in reversed(self.program.dims[dim]):
             stride = strides.get(axis, 0)
             total += -(-steps // period) * abs(stride - inner)
-            period, inner = period * self.extent[axis], stride * self.extent[axis]
+            period, inner = period * max(1, self.extent[axis]), stride * self.extent[axis]
         return total
 
     def size(self, name: str) -> int:

@@ -2,6 +2,10 @@ import triton
 import triton.language as tl
 
 @triton.jit
+def far(position, stride):
+    return tl.cast(position, tl.int64) * stride
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     if WIDEN:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
@@ -14,7 +18,7 @@ def nanmax(a, b):
 
 @triton.jit
 def sweep0(
-    row_begin, row_end, col_begin, col_end, span, splits, n2, n1, s0_i0, s0_i1, s0_i2, x0, s1_i3, s1_i2, x1, o_c0_m,
+    row_begin, row_end, col_begin, col_end, span, splits, n2, x0, s0_i0, s0_i1, s0_i2, n1, x1, s1_i3, s1_i2, o_c0_m,
     o_c0_m_split, o_c0_m_i0, o_c0_m_i1, o_c0_l, o_c0_l_split, o_c0_l_i0, o_c0_l_i1, o_c1, o_c1_split, o_c1_i0, o_c1_i1,
     o_c1_v, o_c1_v_split, o_c1_v_i0, o_c1_v_i1, o_c2, o_c2_split, o_c2_i0, o_c2_i1, R: tl.constexpr, C: tl.constexpr,
     GROUP: tl.constexpr, EVEN_R: tl.constexpr, EVEN_C: tl.constexpr, INDEX: tl.constexpr, K2: tl.constexpr,
@@ -26,26 +30,34 @@ def sweep0(
     height = tl.minimum(tiles - group * GROUP, GROUP)
     inside = pid % (GROUP * splits)
     split = inside // height
-    row = (row_begin + (group * GROUP + inside % height) * R + tl.arange(0, R)).to(INDEX)
+    row_0 = row_begin + (group * GROUP + inside % height) * R
+    r = tl.arange(0, R).to(INDEX)
+    row = row_0 + r
     row_ok = (row < row_end) | EVEN_R
     begin = col_begin + split * span
     end = tl.minimum(begin + span, col_end)
+    c = tl.arange(0, C).to(INDEX)
+    d2 = tl.arange(0, K2).to(INDEX)
     i0 = row // n1
+    i0_0 = row_0 // n1
+    i0_d = i0 - i0_0
     i1 = row % n1
+    i1_0 = row_0 % n1
+    i1_d = i1 - i1_0
     c0_m = tl.full([R], float("-inf"), tl.float32)
     c0_l = tl.full([R], 0.0, tl.float32)
     c1 = tl.full([R], 0, tl.int64)
     c1_v = tl.full([R], float("-inf"), tl.float32)
     c2 = tl.full([R], float("-inf"), tl.float32)
     column = begin
-    col = (column + tl.arange(0, C)).to(INDEX)
+    col = column + c
     col_ok = (col < end) | EVEN_C
     s5 = tl.zeros([R, C], tl.float32)
     for k2_1_0 in range(0, n2, K2):
-        k2_1 = (k2_1_0 + tl.arange(0, K2)).to(INDEX)
+        k2_1 = k2_1_0 + d2
         k2_1_ok = (k2_1 < n2) | EVEN_K2
-        t2 = tl.load(x0 + (i0 * s0_i0 + i1 * s0_i1)[:, None] + (k2_1 * s0_i2)[None, :], mask=row_ok[:, None] & k2_1_ok[None, :], other=0)
-        t3 = tl.load(x1 + (col * s1_i3)[:, None] + (k2_1 * s1_i2)[None, :], mask=col_ok[:, None] & k2_1_ok[None, :], other=0)
+        t2 = tl.load(x0 + far(i0_0, s0_i0) + far(i1_0, s0_i1) + far(k2_1_0, s0_i2) + ((i0_d * s0_i0 + i1_d * s0_i1)[:, None] + (d2 * s0_i2)[None, :]), mask=row_ok[:, None] & k2_1_ok[None, :], other=0)
+        t3 = tl.load(x1 + far(column, s1_i3) + far(k2_1_0, s1_i2) + ((c * s1_i3)[:, None] + (d2 * s1_i2)[None, :]), mask=col_ok[:, None] & k2_1_ok[None, :], other=0)
         t4 = tl.trans(t3)
         s5 = dot(t2, t4, s5, "ieee", WIDEN)
     c0_s = tl.where(col_ok[None, :], s5, float("-inf"))
@@ -64,8 +76,8 @@ def sweep0(
     c2 = nanmax(c2, tl.reduce(tl.where(col_ok[None, :], s5, float("-inf")), 1, nanmax))
     c0_l = c0_l * c0_r + tl.sum(c0_e, 1)
     c0_m = c0_n
-    tl.store(o_c0_m + split * o_c0_m_split + (i0 * o_c0_m_i0 + i1 * o_c0_m_i1), c0_m, mask=row_ok)
-    tl.store(o_c0_l + split * o_c0_l_split + (i0 * o_c0_l_i0 + i1 * o_c0_l_i1), c0_l, mask=row_ok)
-    tl.store(o_c1 + split * o_c1_split + (i0 * o_c1_i0 + i1 * o_c1_i1), c1, mask=row_ok)
-    tl.store(o_c1_v + split * o_c1_v_split + (i0 * o_c1_v_i0 + i1 * o_c1_v_i1), c1_v, mask=row_ok)
-    tl.store(o_c2 + split * o_c2_split + (i0 * o_c2_i0 + i1 * o_c2_i1), c2, mask=row_ok)
+    tl.store(o_c0_m + far(split, o_c0_m_split) + far(i0_0, o_c0_m_i0) + far(i1_0, o_c0_m_i1) + (i0_d * o_c0_m_i0 + i1_d * o_c0_m_i1), c0_m, mask=row_ok)
+    tl.store(o_c0_l + far(split, o_c0_l_split) + far(i0_0, o_c0_l_i0) + far(i1_0, o_c0_l_i1) + (i0_d * o_c0_l_i0 + i1_d * o_c0_l_i1), c0_l, mask=row_ok)
+    tl.store(o_c1 + far(split, o_c1_split) + far(i0_0, o_c1_i0) + far(i1_0, o_c1_i1) + (i0_d * o_c1_i0 + i1_d * o_c1_i1), c1, mask=row_ok)
+    tl.store(o_c1_v + far(split, o_c1_v_split) + far(i0_0, o_c1_v_i0) + far(i1_0, o_c1_v_i1) + (i0_d * o_c1_v_i0 + i1_d * o_c1_v_i1), c1_v, mask=row_ok)
+    tl.store(o_c2 + far(split, o_c2_split) + far(i0_0, o_c2_i0) + far(i1_0, o_c2_i1) + (i0_d * o_c2_i0 + i1_d * o_c2_i1), c2, mask=row_ok)

@@ -2,6 +2,10 @@ import triton
 import triton.language as tl
 
 @triton.jit
+def far(position, stride):
+    return tl.cast(position, tl.int64) * stride
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     if WIDEN:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
@@ -10,8 +14,8 @@ def dot(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 @triton.jit
 def sweep0(
-    row_begin, row_end, col_begin, col_end, span, splits, n2, n1, s0_i0, s0_i1, s0_i2, x0, s2_i3, s2_i2, x2, n3, s1_i0,
-    s1_i1, x1, b1, o_c0_m, o_c0_m_split, o_c0_m_i0, o_c0_m_i1, o_c0_l, o_c0_l_split, o_c0_l_i0, o_c0_l_i1, o_c1,
+    row_begin, row_end, col_begin, col_end, span, splits, n2, x0, s0_i0, s0_i1, s0_i2, n1, x2, s2_i3, s2_i2, n3, x1,
+    s1_i0, s1_i1, b1, o_c0_m, o_c0_m_split, o_c0_m_i0, o_c0_m_i1, o_c0_l, o_c0_l_split, o_c0_l_i0, o_c0_l_i1, o_c1,
     o_c1_split, o_c1_i0, o_c1_i1, R: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, EVEN_R: tl.constexpr,
     EVEN_C: tl.constexpr, INDEX: tl.constexpr, K2: tl.constexpr, EVEN_K2: tl.constexpr, WIDEN: tl.constexpr,
 ):
@@ -21,26 +25,34 @@ def sweep0(
     height = tl.minimum(tiles - group * GROUP, GROUP)
     inside = pid % (GROUP * splits)
     split = inside // height
-    row = (row_begin + (group * GROUP + inside % height) * R + tl.arange(0, R)).to(INDEX)
+    row_0 = row_begin + (group * GROUP + inside % height) * R
+    r = tl.arange(0, R).to(INDEX)
+    row = row_0 + r
     row_ok = (row < row_end) | EVEN_R
     begin = col_begin + split * span
     end = tl.minimum(begin + span, col_end)
+    c = tl.arange(0, C).to(INDEX)
+    d2 = tl.arange(0, K2).to(INDEX)
     i0 = row // n1
+    i0_0 = row_0 // n1
+    i0_d = i0 - i0_0
     i1 = row % n1
-    t6 = tl.load(x1 + b1 + i0 * s1_i0 + i1 * s1_i1, mask=row_ok, other=0)
+    i1_0 = row_0 % n1
+    i1_d = i1 - i1_0
+    t6 = tl.load(x1 + b1 + far(i0_0, s1_i0) + far(i1_0, s1_i1) + (i0_d * s1_i0 + i1_d * s1_i1), mask=row_ok, other=0)
     t7 = tl.minimum(tl.maximum(t6, -1), n3).to(INDEX)
     c0_m = tl.full([R], float("-inf"), tl.float32)
     c0_l = tl.full([R], 0.0, tl.float32)
     c1 = tl.full([R], 0.0, tl.float32)
     column = begin
-    col = (column + tl.arange(0, C)).to(INDEX)
+    col = column + c
     col_ok = (col < end) | EVEN_C
     s5 = tl.zeros([R, C], tl.float32)
     for k2_1_0 in range(0, n2, K2):
-        k2_1 = (k2_1_0 + tl.arange(0, K2)).to(INDEX)
+        k2_1 = k2_1_0 + d2
         k2_1_ok = (k2_1 < n2) | EVEN_K2
-        t2 = tl.load(x0 + (i0 * s0_i0 + i1 * s0_i1)[:, None] + (k2_1 * s0_i2)[None, :], mask=row_ok[:, None] & k2_1_ok[None, :], other=0)
-        t3 = tl.load(x2 + (col * s2_i3)[:, None] + (k2_1 * s2_i2)[None, :], mask=col_ok[:, None] & k2_1_ok[None, :], other=0)
+        t2 = tl.load(x0 + far(i0_0, s0_i0) + far(i1_0, s0_i1) + far(k2_1_0, s0_i2) + ((i0_d * s0_i0 + i1_d * s0_i1)[:, None] + (d2 * s0_i2)[None, :]), mask=row_ok[:, None] & k2_1_ok[None, :], other=0)
+        t3 = tl.load(x2 + far(column, s2_i3) + far(k2_1_0, s2_i2) + ((c * s2_i3)[:, None] + (d2 * s2_i2)[None, :]), mask=col_ok[:, None] & k2_1_ok[None, :], other=0)
         t4 = tl.trans(t3)
         s5 = dot(t2, t4, s5, "ieee", WIDEN)
     c0_s = tl.where(col_ok[None, :], s5, float("-inf"))
@@ -54,6 +66,6 @@ def sweep0(
     c1 += tl.sum(tl.where(col_ok[None, :], t9, 0.0), 1)
     c0_l = c0_l * c0_r + tl.sum(c0_e, 1)
     c0_m = c0_n
-    tl.store(o_c0_m + split * o_c0_m_split + (i0 * o_c0_m_i0 + i1 * o_c0_m_i1), c0_m, mask=row_ok)
-    tl.store(o_c0_l + split * o_c0_l_split + (i0 * o_c0_l_i0 + i1 * o_c0_l_i1), c0_l, mask=row_ok)
-    tl.store(o_c1 + split * o_c1_split + (i0 * o_c1_i0 + i1 * o_c1_i1), c1, mask=row_ok)
+    tl.store(o_c0_m + far(split, o_c0_m_split) + far(i0_0, o_c0_m_i0) + far(i1_0, o_c0_m_i1) + (i0_d * o_c0_m_i0 + i1_d * o_c0_m_i1), c0_m, mask=row_ok)
+    tl.store(o_c0_l + far(split, o_c0_l_split) + far(i0_0, o_c0_l_i0) + far(i1_0, o_c0_l_i1) + (i0_d * o_c0_l_i0 + i1_d * o_c0_l_i1), c0_l, mask=row_ok)
+    tl.store(o_c1 + far(split, o_c1_split) + far(i0_0, o_c1_i0) + far(i1_0, o_c1_i1) + (i0_d * o_c1_i0 + i1_d * o_c1_i1), c1, mask=row_ok)

@@ -1,0 +1,71 @@
+"""The regions that the forms of `forms_vocab` become, at any size: traced with fake tensors, planned, never run."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fuse.runtime.plan as plan
+from fuse.codegen import Schedule
+from fuse.codegen.triton import Triton
+from fuse.codegen.triton.ahead import UNITS, Launch, launches
+from fuse.codegen.triton.launch import Machine
+from fuse.codegen.triton.schedule import part
+from fuse.frontend import find
+from fuse.ir.program import Region
+from fuse.options import Options
+from tests.forms_vocab import FORMS, Form, arguments
+
+FUSED = [name for name, form in FORMS.items() if form.regions]
+LARGE, SMALL = (2, 2048, 2048, 50304), (3, 257, 64, 1000)     # B, T, D, V: through a slab, and on chip
+
+
+def regions(form: Form, shape: tuple[int, int, int, int], schedule: str, patch) -> list[tuple[Region, dict[str, int]]]:
+    """(region, sizes) for every kernel that `form` would be given on a GPU. `patch` is a MonkeyPatch."""
+    found = []
+    options = Options.parse({"target": "triton", "min_virtual_bytes": 0, "schedule": schedule, "strict": True})
+
+    def record(region, target, hints, options):
+        found.append((region, dict(hints)))
+        return lambda env, sizes: {}
+
+    def backend(gm, inputs):
+        for imported in find(gm, options)[0]:
+            plan.plan_region(imported, options)
+        return gm.forward
+    patch.setattr(plan, "compile_region", record)
+    torch._dynamo.reset()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        torch.compile(form.function, backend=backend)(*arguments(form, shape=shape))
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kernel, and where it comes from."""
+
+    form: str
+    region: Region
+    schedule: Schedule
+    number: int
+    launch: Launch
+
+    def __str__(self) -> str:
+        u, s = self.launch.usage, part(self.schedule, self.number)
+        tile = f"{s.extent('row'):3} x {s.extent('col'):3} x {s.extent('deep'):2} w{s.knob('warps')}"
+        return (f"{self.form:28} {u.arch:7} {s.kind:12} {u.kernel} {tile}: {u.registers:3} registers, {u.spills:4} B spilled, "
+                f"{u.shared / 1024:3.0f} K shared{'' if u.fits else '  does not fit'}")
+
+
+def kernels(names: list[str], dtype: torch.dtype, shape: tuple[int, int, int, int], archs: list[str], patch) -> list[Row]:
+    """Every different kernel of these forms, under both ways to compute gradients, by the first schedule."""
+    rows: dict[str, Row] = {}
+    for name in names:
+        form = replace(FORMS[name], dtype=dtype)
+        for region, sizes in [r for how in ("slab", "recompute") for r in regions(form, shape, how, patch)]:
+            for arch in archs:
+                schedule = Triton(Machine(arch, UNITS[arch])).schedules(region, sizes)[0]
+                for k, launch in enumerate(launches(region, schedule, sizes, arch)):
+                    rows.setdefault(launch.key, Row(name, region, schedule, k, launch))
+    return list(rows.values())
