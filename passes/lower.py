@@ -17,9 +17,10 @@ from dataclasses import replace
 from fuse.ir.expr import Expr, cast, const, make, rebuild, topological, where
 from fuse.ir.program import Carry, Emit, Kind, Output, Program, Region, Step, Term, carry_part, stored
 from fuse.passes.merge import Group, Member
-from fuse.passes.products import product_of
+from fuse.passes.products import product_of, times
 from fuse.passes.regions import Leaf
 from fuse.passes.regions import inside as evaluated_inside
+from fuse.passes.scale import scaled, scales
 from fuse.passes.separate import Moment, is_normaliser
 
 Pair = tuple[Expr, Expr]
@@ -31,7 +32,9 @@ class Lowering:
     def __init__(self, program: Program, groups: list[Group]):
         self.program, self.groups = program, groups
         self.home: dict[Expr, tuple[Group, Member]] = {m.leaf.value: (g, m) for g in groups for m in g.members}
-        self.storage = _storage(program, self.home)
+        self.scales = scales(program, groups, self.home)
+        self.storage = _storage(program, self.home) | {
+            v: s.dtype for v, s in self.scales.items() if s.complete and s.dtype != v.dtype}
         self.carries: dict[Group, list[Carry]] = {g: [] for g in groups}
         self.moments: dict[tuple[Group, Moment], Carry] = {}
         self.names: dict[Expr, Carry] = {}
@@ -42,9 +45,22 @@ class Lowering:
     def run(self) -> Program:
         steps: list[Step] = [self._region(i, g) for i, g in enumerate(self.groups)]
         outside = Resolver(self, None)
-        outputs = tuple(replace(o, terms=tuple(Term(tuple(map(outside.lower, t.index)), _scaled(o, outside.lower(t.value)))
+        outputs = tuple(replace(o, terms=tuple(Term(tuple(map(outside.lower, t.index)), self._result(o, t.value, outside))
                                                for t in o.terms)) for o in self.program.outputs)
         return replace(self.program, steps=tuple(steps), outputs=outputs, anchors=())
+
+    def _result(self, output: Output, value: Expr, outside: Resolver) -> Expr:
+        """The value of an output's term; a gradient whose sweep has applied its factor lacks only what is left of it."""
+        leaf = next((f for f in product_of(value).factors if f in self.scales), None) if output.gradient_of else None
+        if leaf is not None and self.scales[leaf].complete:
+            carry = self.names[leaf]
+            return stored(carry.name, carry.storage or carry.body.dtype, carry.axes)
+        value = value if leaf is None else times(self.scales[leaf].outside, leaf)
+        return _scaled(output, outside.lower(value))
+
+    def _body(self, leaf: Leaf, inside: Resolver) -> Expr:
+        scale = self.scales.get(leaf.value)
+        return inside.lower(leaf.body if scale is None else scaled(leaf.body, scale.inside.build(leaf.body.dtype)))
 
     def _region(self, number: int, group: Group) -> Region:
         inside = Resolver(self, group)
@@ -54,7 +70,7 @@ class Lowering:
             if leaf.kind is None:
                 emits.append(Emit(self.emitted[leaf.value], inside.lower(leaf.body, own=True), leaf.value.axes, member.level))
             elif member.separated is None:
-                carry = Carry(self._name(), leaf.kind, inside.lower(leaf.body), member.over, leaf.value.axes,
+                carry = Carry(self._name(), leaf.kind, self._body(leaf, inside), member.over, leaf.value.axes,
                               level=member.level, storage=self.storage.get(leaf.value))
                 self.names[leaf.value] = carry
                 self.carries[group].append(carry)

@@ -9,9 +9,10 @@ from fuse.codegen import Capabilities, Kernel, Schedule
 from fuse.codegen.build import library
 from fuse.codegen.cpu import emit
 from fuse.codegen.cpu.kernel import CpuKernel
-from fuse.codegen.cpu.schedule import schedules
+from fuse.codegen.cpu.schedule import exchanged, schedules
 from fuse.codegen.cpu.spell import CTYPE, OPS
 from fuse.codegen.lower import lower, refusal
+from fuse.codegen.tile import TileProgram
 from fuse.ir.program import Kind, Region
 from fuse.reasons import Miss
 
@@ -32,10 +33,14 @@ class Cpu:
         return schedules(region, hints, options)
 
     def source(self, region: Region, schedule: Schedule) -> str:
-        return emit.source(lower(region, schedule.kind == "slab"), bool(schedule.knob("native")))
+        return emit.source(tiled(region, schedule), bool(schedule.knob("native")))
 
     def build(self, region: Region, schedule: Schedule, source: str) -> Kernel:
-        return CpuKernel(lower(region, schedule.kind == "slab"), schedule, library(source), source)
+        return CpuKernel(tiled(region, schedule), schedule, library(source), source)
+
+
+def tiled(region: Region, schedule: Schedule) -> TileProgram:
+    return lower(exchanged(region) if schedule.knob("exchanged") else region, schedule.kind == "slab")
 
 
 TARGET = Cpu()

@@ -8,6 +8,7 @@ short to stay small, is as wide as the stream; other tiles are square.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from fuse.codegen import Schedule
 from fuse.codegen.cpu.kernel import modes, native_bfloat16
 from fuse.codegen.lower import lower
 from fuse.codegen.tile import TileProgram
-from fuse.ir.program import Region
+from fuse.ir.program import Kind, Region
 from fuse.ir.size import Size, product
 from fuse.reasons import Refused
 
@@ -33,8 +34,24 @@ def schedules(region: Region, hints: Mapping[str, int], options: Any) -> Sequenc
     wanted = getattr(options, "schedule", None) or "auto"
     forced = dict(getattr(options, "tile", None) or {})
     staged = staged_program(region) if wanted not in ("recompute", "least-memory") else None
-    found = [choose("recompute", lower(region), hints, forced)]
+    turn = turned(region, hints)
+    again = choose("recompute", lower(exchanged(region) if turn else region), hints, forced)
+    found = [replace(again, knobs=(*again.knobs, ("exchanged", 1))) if turn else again]
     return [choose("slab", staged, hints, forced), *found] if staged is not None else found
+
+
+def exchanged(region: Region) -> Region:
+    """The same sums with stream and grid exchanged."""
+    return replace(region, streams=region.grid, grid=region.streams)
+
+
+def turned(region: Region, hints: Mapping[str, int]) -> bool:
+    """Whether to exchange stream and grid: what is summed over the grid accumulates in memory, so it should be the smaller."""
+    if region.emits or any(c.kind is not Kind.SUM or c.relative_to or c.level for c in region.carries):
+        return False
+    held = {axes: sum(likely(product(a.extent for a in c.axes), hints) for c in region.carries if set(c.over) & set(axes))
+            for axes in (region.grid, region.streams)}
+    return all(held.values()) and held[region.streams] < held[region.grid]
 
 
 def staged_program(region: Region) -> TileProgram | None:

@@ -169,6 +169,8 @@ def assemble(output: Output, ev: Evaluator) -> Tensor:
     out: Tensor | None = None
     for term in output.terms:
         alone = _boxed(term, output.buffer.shape, ev)
+        if alone is not None and len(output.terms) == 1:
+            return alone.to(dtype)
         if alone is not None:
             out = alone.to(wide) if out is None else out + alone
             continue
