@@ -20,7 +20,7 @@ from fuse.codegen import Schedule
 from fuse.codegen.triton import text_of
 from fuse.codegen.triton.chain import SHRINKS, Chain
 from fuse.codegen.triton.kernel import Sweep
-from fuse.codegen.triton.launch import Machine
+from fuse.codegen.triton.launch import SPILLS, Machine
 from fuse.codegen.triton.module import directory, load
 from fuse.codegen.triton.schedule import halved
 from fuse.codegen.triton.spell import POINTERS
@@ -29,23 +29,29 @@ from fuse.ir.program import Region
 
 SHARED_LIMIT = {"sm80": 163 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "sm120": 99 << 10,
                 "gfx942": 64 << 10}
+MOST = 248      # registers of a thread from where on a spill was no choice
 UNITS = {"sm80": 108, "sm90": 132, "sm100": 148, "gfx942": 304}
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one compiled kernel takes: registers per thread, spilled bytes per thread, shared bytes per program."""
+    """What one compiled kernel takes: registers per thread, spilled bytes per thread, shared bytes per program.
+
+    `parked`: the spilled bytes are there by the assembler's choice. It keeps a few values that no loop uses in memory
+    while one runs, though there are registers left, so that more programs run at once.
+    """
 
     kernel: str
     arch: str
     registers: int
     spills: int
     shared: int
+    parked: bool = False
     assembly: Mapping[str, Any] = field(compare=False, repr=False, default_factory=dict)
 
     @property
     def fits(self) -> bool:
-        return self.spills == 0 and self.shared <= SHARED_LIMIT[self.arch]
+        return (self.spills == 0 or self.parked) and self.shared <= SHARED_LIMIT[self.arch]
 
 
 class Recorder:
@@ -121,7 +127,8 @@ class Launch:
         source = ASTSource(self.function, self.signature, self.constants, self.attributes)
         kernel = triton.compile(source, target=target, options=self.options)
         registers, spills = measured(kernel, self.arch)
-        return Usage(self.function.__name__, self.arch, registers, spills, kernel.metadata.shared, kernel.asm)
+        parked = cuda and 0 < spills <= 4 * SPILLS and registers < MOST and not spilled_in_loops(kernel.asm["cubin"])
+        return Usage(self.function.__name__, self.arch, registers, spills, kernel.metadata.shared, parked, kernel.asm)
 
 
 def launched(function: Any, kernel: Sweep, args: tuple[Any, ...], options: dict[str, Any], arch: str) -> Launch:
@@ -155,14 +162,26 @@ def measured(kernel: Any, arch: str) -> tuple[int, int]:
         text = kernel.asm["amdgcn"]
         found = {key: int(n) for key, n in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", text)}
         return found["vgpr_count"], 4 * found["vgpr_spill_count"]
+    row = re.search(r"REG:(\d+) STACK:(\d+)", dumped("cuobjdump", "--dump-resource-usage", kernel.asm["cubin"]))
+    assert row is not None
+    return int(row[1]), int(row[2])
+
+
+def spilled_in_loops(cubin: bytes) -> bool:
+    """Does a loop (what lies between a label and a later branch back to it) move registers to or from local memory?"""
+    lines = dumped("nvdisasm", "-c", cubin).splitlines()
+    labels = {m[1]: k for k, line in enumerate(lines) if (m := re.match(r"(\.L_\w+):", line))}
+    loops = [range(labels[m[1]], k) for k, line in enumerate(lines)
+             if (m := re.search(r"BRA.*`\((\.L_\w+)\)", line)) and labels[m[1]] < k]
+    moves = [k for k, line in enumerate(lines) if re.search(r"\b(STL|LDL)\b", line)]
+    return any(k in loop for k in moves for loop in loops if len(loop) > 1)
+
+
+def dumped(name: str, option: str, cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
-        path.write_bytes(kernel.asm["cubin"])
-        out = subprocess.run([str(tool("cuobjdump")), "--dump-resource-usage", str(path)], capture_output=True, text=True,
-                             check=True).stdout
-    row = re.search(r"REG:(\d+) STACK:(\d+)", out)
-    assert row is not None, out
-    return int(row[1]), int(row[2])
+        path.write_bytes(cubin)
+        return subprocess.run([str(tool(name)), option, str(path)], capture_output=True, text=True, check=True).stdout
 
 
 def tool(name: str) -> Path:

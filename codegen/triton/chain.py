@@ -10,10 +10,11 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.triton.kernel import Sweep
 from fuse.codegen.triton.launch import Bound, Machine
-from fuse.codegen.triton.pieces import Piece, Post
+from fuse.codegen.triton.pieces import Piece, Post, Right
 from fuse.codegen.triton.schedule import halved, part
 from fuse.codegen.triton.slab import run_slab
 from fuse.codegen.triton.sweep import run_sweep
+from fuse.ir.evaluate import evaluate
 from fuse.ir.program import Kind, Region
 
 REMEMBERED = 16      # bindings kept per region: one for each set of shapes and strides
@@ -45,8 +46,11 @@ class Chain:
         key = (tuple(sizes.items()), tuple((n, t.shape, t.stride(), t.device) for n, t in found.items()))
         bounds = self.bindings.pop(key, {})
         for k, (piece, _, _) in enumerate(self.kernels):
+            found.update((r.buffer.name, stored(r, found, sizes)) for r in piece.before)
             found.update(self.run(k, bounds, found, sizes))
             found.update((p.name, finished(found[p.name], p)) for p in piece.post)
+            for r in piece.before:
+                del found[r.buffer.name]
         self.bindings[key] = bounds
         if len(self.bindings) > REMEMBERED:
             del self.bindings[next(iter(self.bindings))]
@@ -86,6 +90,11 @@ def device_of(env: Mapping[str, torch.Tensor]) -> torch.device:
     """Where the kernels run: scalars may live on the CPU anyway."""
     devices = [t.device for t in env.values()]
     return next((d for d in devices if d.type != "cpu"), devices[0])
+
+
+def stored(right: Right, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> torch.Tensor:
+    extents = [a.extent.evaluate(sizes) for a in right.axes]
+    return evaluate(right.value, env, sizes).expand(extents).to(getattr(torch, right.buffer.dtype)).contiguous()
 
 
 def finished(x: torch.Tensor, post: Post) -> torch.Tensor:

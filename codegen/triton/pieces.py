@@ -5,6 +5,7 @@
     totals              sum_ij = sum_i sum_j: the inner one is a carry of the row, the outer one is left to torch
     column slab         matrix products leave the kernel: it writes the tile of their left factor to a slab, block by
                         block, and library GEMMs consume that. Both orientations read one slab, nothing is atomic.
+                        A right factor that is computed (rows that are gathered, tanh(W)) is stored beforehand.
 """
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fuse.codegen.lower import lower
-from fuse.codegen.roles import refuse, roles
+from fuse.codegen.roles import factors, multiply, refuse, roles
 from fuse.codegen.tile import Affine, Load, TileProgram, Update
 from fuse.codegen.triton.carry import sides
 from fuse.codegen.updates import weighted
-from fuse.ir.expr import Axis, Buffer, Expr, make, rewrite, topological
+from fuse.ir.expr import FLOATS, Axis, Buffer, Expr, cast, make, reads_of, rewrite, topological
 from fuse.ir.program import Carry, Emit, Kind, Region
 from fuse.reasons import Refused
 
@@ -36,12 +37,25 @@ class Post:
 
 @dataclass(frozen=True)
 class Piece:
-    """`slab`: every carry of `region` is a sum that is finished by a GEMM (or a row or column sum) over the slab."""
+    """`slab`: every carry of `region` is a sum that is finished by a GEMM (or a row or column sum) over the slab.
+
+    `before` is computed first, in plain torch: right factors, each as large as what its product is stored with.
+    """
 
     region: Region
     program: TileProgram
     slab: bool
     post: tuple[Post, ...] = ()
+    before: tuple[Right, ...] = ()
+
+
+@dataclass(frozen=True)
+class Right:
+    """`buffer[axes] = value` in the buffer's element type."""
+
+    buffer: Buffer
+    axes: tuple[Axis, ...]
+    value: Expr
 
 
 def pieces(region: Region, kind: str, apart: bool = False) -> tuple[Piece, ...]:
@@ -55,11 +69,26 @@ class _Level:
     def __init__(self, region: Region, level: int, slab: bool, apart: bool):
         self.region, self.apart = region, apart
         carries, self.emits = one_level(region, level)
-        self.slab = [c for c in carries if slab and on_slab(region, c)]
+        self.rights: list[Right] = []
+        self.slab: list[Carry] = []
+        if slab:
+            carries = [self.through_slab(c) for c in carries]
         batch = set(roles(region).batch)
         names = {axis for axis, canonical in roles(region).name.items() if canonical in batch}
         inner = [self.inner(c, names) for c in carries if c not in self.slab]
         self.carries, self.posts = [c for c, _ in inner], {p.name: p for _, p in inner if p}
+
+    def through_slab(self, carry: Carry) -> Carry:
+        """The carry as one that a slab can finish, then listed in `slab`; or as it is."""
+        if on_slab(self.region, carry):
+            self.slab.append(carry)
+            return carry
+        found = with_stored_factor(self.region, carry)
+        if found is None or not on_slab(self.region, found[0]):
+            return carry
+        self.slab.append(found[0])
+        self.rights.append(found[1])
+        return found[0]
 
     def inner(self, carry: Carry, batch: set[str]) -> tuple[Carry, Post | None]:
         """The part of a sum or maximum that one kernel can keep, and what then remains to be reduced.
@@ -92,7 +121,8 @@ class _Level:
             out.append(self.piece(together, region.streams, region.grid, self.emits))
         out += [self.piece([c], region.streams, region.grid) for c in single]
         if self.slab:
-            out.append(self.piece(self.slab, region.streams, region.grid, slab=True))
+            made = self.piece(self.slab, region.streams, region.grid, slab=True)
+            out.append(replace(made, before=tuple(self.rights)))
         return out + [self.swapped(group) for group in self.by_over([c for c in self.carries if set(c.over) & grid])]
 
     def piece(self, carries: Sequence[Carry], streams: tuple[Axis, ...], grid: tuple[Axis, ...],
@@ -137,6 +167,21 @@ def on_slab(region: Region, carry: Carry) -> bool:
     except Refused:
         return False
     return True
+
+
+def with_stored_factor(region: Region, carry: Carry) -> tuple[Carry, Right] | None:
+    """The sum of left * right, right being the factors with the carry's width, as a sum of left * (a read of right)."""
+    width = set(carry.axes) - {*region.grid, *region.streams}
+    parts = factors(carry.body)
+    right = [f for f in parts if width & set(f.axes)]
+    left = [f for f in parts if f not in right]
+    if not left or not right:
+        return None
+    value = multiply(right)
+    kinds = {e["buffer"].dtype for e in reads_of([value]) if e["buffer"].dtype in FLOATS}
+    buffer = Buffer(f"{carry.name}.right", kinds.pop() if len(kinds) == 1 else value.dtype, tuple(a.extent for a in value.axes))
+    read = cast(make("read", *(make("iota", axis=a) for a in value.axes), buffer=buffer), value.dtype)
+    return replace(carry, body=multiply(left) * read), Right(buffer, value.axes, value)
 
 
 def check_slab(program: TileProgram, u: Update) -> None:

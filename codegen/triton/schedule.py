@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from fuse.codegen import Schedule
-from fuse.codegen.tile import Point, TileProgram
+from fuse.codegen.tile import Load, Point, TileProgram
 from fuse.codegen.triton.emit import dot_dtype
 from fuse.codegen.triton.kernel import contracted_dims, has_tile_dot, rank, tiles
 from fuse.codegen.triton.pieces import KINDS, Piece, pieces
 from fuse.codegen.triton.spell import COSTLY
-from fuse.ir.program import Region
+from fuse.ir.program import Kind, Region
 from fuse.reasons import Refused
 
 VOLUME = 2 ** 14     # elements of a tile that is no operand of a dot
 CHUNK = 128          # columns of an accumulator that does not fit, one chunk per program, each recomputing the tile
 ON_CHIP = 256        # widest accumulators of one row, in elements, that stay in registers
+LIGHT, MODERATE = 8, 12     # `work` that 4 warps stand on a tile of 128 x 128, and 8 warps with all of a contraction
 WHOLE = 128          # a contraction up to this long is one tile beside an accumulator, half of it otherwise (AMD: spills)
 
 
@@ -37,7 +38,7 @@ class Config:
 
 
 # For 2-byte operands, by the width of what is accumulated. 0 is row vectors only, or a slab that is written: then each
-# program has one tile of columns. 128 x 128 by 4 warps leaves few registers to what follows the dot (see `light`).
+# program has one tile of columns. 128 x 128 by 4 warps leaves few registers to what follows the dot (see `work`).
 HALF: dict[str, dict[int, tuple[Config, ...]]] = {
     "sm80": {
         0: (Config(128, 128, 64, 8, 3, 16), Config(128, 64, 64, 8, 3)),
@@ -56,7 +57,7 @@ HALF: dict[str, dict[int, tuple[Config, ...]]] = {
         256: (Config(64, 32, 32, 8, 2), Config(32, 32, 32, 8, 2)),
     },
 }
-HALF["sm100"] = HALF["sm90"] | {256: (Config(64, 32, 64, 8, 2), Config(32, 32, 64, 8, 2))}
+HALF["sm100"] = HALF["sm90"] | {0: HALF["sm90"][0][1:], 256: (Config(64, 32, 64, 8, 2), Config(32, 32, 64, 8, 2))}
 # For float32 operands, multiplied on the ordinary units: small tiles, everything in registers.
 FULL: dict[int, tuple[Config, ...]] = {
     0: (Config(128, 64, 16, 8, 2), Config(64, 64, 16, 4, 2)),
@@ -89,16 +90,19 @@ class Plan:
 
     def schedules(self, hints: Mapping[str, int], arch: str, forced: Mapping[str, Any]) -> Iterator[Schedule]:
         """The n-th schedule has the n-th best configuration of every piece."""
-        chunk = CHUNK if self.width > ON_CHIP else 0
-        choices = [configs(p, min(chunk or ON_CHIP, accumulated(p, hints)), hints, arch) for p in self.parts]
+        widths = [accumulated(p, hints) for p in self.parts]
+        chunks = [CHUNK if w > ON_CHIP else 0 for w in widths]
+        choices = [configs(p, min(accumulated(p, hints, chunk), ON_CHIP), hints, arch)
+                   for p, chunk in zip(self.parts, chunks, strict=True)]
         for n in range(max(map(len, choices)) if all(choices) else 0):
             tile: dict[str, int] = {}
-            knobs: dict[str, int | str] = {"chunk": chunk, "apart": int(self.apart), "precision": precision(arch)}
+            knobs: dict[str, int | str] = {"apart": int(self.apart), "precision": precision(arch)}
             for k, found in enumerate(choices):
                 c = found[min(n, len(found) - 1)]
-                single = int(bool(c.deep) and not accumulated(self.parts[k], hints) and tile_dots(self.parts[k].program) > 0)
+                single = int(bool(c.deep) and not widths[k] and tile_dots(self.parts[k].program) > 0)
                 tile |= own({"row": c.row, "col": c.col, "deep": c.deep}, tile, k)
-                knobs |= own({"warps": c.warps, "stages": c.stages, "group": c.group, "single": single}, knobs, k)
+                knobs |= own({"warps": c.warps, "stages": c.stages, "group": c.group, "single": single,
+                              "chunk": chunks[k]}, knobs, k)
             yield Schedule(self.kind, nonzero(force(tile, forced)), "grid", nonzero(force(knobs, forced)))
 
 
@@ -152,14 +156,17 @@ def plans(region: Region, hints: Mapping[str, int]) -> list[Plan]:
     return sorted(found, key=lambda p: p.width > ON_CHIP)
 
 
-def accumulated(piece: Piece, hints: Mapping[str, int]) -> int:
-    """Elements per row (of 64, if no row axis is left) that the piece's carries keep in registers beside row scalars."""
+def accumulated(piece: Piece, hints: Mapping[str, int], chunk: int = 0) -> int:
+    """Elements per row (of 64, if no row axis is left) that the piece's carries keep in registers beside row scalars; of
+    which `chunk` at a time, if it is not 0."""
     if piece.slab:
         return 0
     total = 0
     for state in piece.program.states:
         widths = [piece.program.extent(d).evaluate(hints) for d in state.dims if d not in ("row", "col")]
-        total += 0 if not widths else prod(widths) if "row" in state.dims else -(-prod(widths) // 64)
+        if widths:
+            kept = prod(widths) if "row" in state.dims else -(-prod(widths) // 64)
+            total += min(kept, chunk) if chunk else kept
     return total
 
 
@@ -171,13 +178,13 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
         return [c for c in (narrowed(c, program, hints) for c in small) if c]
     table = HALF[family(arch)] if half(program) else FULL
     found = table[min(w for w in table if w >= width or w == max(table))]
-    found = tuple(c for c in found if c.warps > 4 or c.row * c.col < 128 * 128 or light(program))
+    found = tuple(c for c in found if c.warps > 4 or c.row * c.col < 128 * 128 or work(program) <= LIGHT)
     deepest = max((program.extent(d).evaluate(hints) for d in contracted_dims(program)), default=0)
     whole = half(program) and deepest <= (WHOLE if width else WHOLE // 2) and arch.startswith("sm")
     if not whole:
         return found
     eight = [replace(c, deep=0) for c in found if c.warps > 4]
-    return eight if width or light(program) else eight[-1:]
+    return eight if width or work(program) <= MODERATE else eight[-1:]
 
 
 def narrowed(c: Config, program: TileProgram, hints: Mapping[str, int]) -> Config | None:
@@ -202,10 +209,16 @@ def family(arch: str) -> str:
     return "gfx942" if arch.startswith("gfx") else "sm100" if arch in ("sm101", "sm103", "sm110") else "sm80"
 
 
-def light(program: TileProgram) -> bool:
-    """Is little done with the tile that comes out of a dot: one dot, few carries, no op that is a series?"""
-    costly = any(isinstance(s, Point) and s.op in COSTLY and s.out.scope == "tile" for s in program.statements())
-    return not costly and tile_dots(program) == 1 and len(program.levels[0].updates) <= 3
+def work(program: TileProgram) -> int:
+    """Instructions on each element of a tile that comes out of a dot, very roughly: what follows the dot needs registers
+    in proportion, since its steps on neighbouring elements overlap."""
+    total = 8 * (tile_dots(program) - 1)
+    for s in program.statements():
+        if s.out.scope == "tile" and isinstance(s, (Point, Load)):
+            total += 8 if isinstance(s, Load) or s.op in COSTLY else 1
+    for u in program.levels[0].updates:
+        total += 2 if u.kind is not Kind.ARGMAX and u.relative is None else 4
+    return total
 
 
 def tile_dots(program: TileProgram) -> int:

@@ -18,7 +18,8 @@ from fuse.options import Options
 from tests.forms_vocab import FORMS, Form, arguments
 
 FUSED = [name for name, form in FORMS.items() if form.regions]
-LARGE, SMALL = (2, 2048, 2048, 50304), (3, 257, 64, 1000)     # B, T, D, V: through a slab, and on chip
+# B, T, D, V: through a slab; on chip; offsets beyond 32 bits
+LARGE, SMALL, GEMMA = (2, 2048, 2048, 50304), (3, 257, 64, 1000), (2, 4096, 2304, 256000)
 
 
 def regions(form: Form, shape: tuple[int, int, int, int], schedule: str, patch) -> list[tuple[Region, dict[str, int]]]:
@@ -54,7 +55,8 @@ class Row:
     def __str__(self) -> str:
         u, s = self.launch.usage, part(self.schedule, self.number)
         tile = f"{s.extent('row'):3} x {s.extent('col'):3} x {s.extent('deep'):2} w{s.knob('warps')}"
-        return (f"{self.form:28} {u.arch:7} {s.kind:12} {u.kernel} {tile}: {u.registers:3} registers, {u.spills:4} B spilled, "
+        spilled = f"{u.spills:4} B {'parked' if u.parked else 'spilled'}"
+        return (f"{self.form:28} {u.arch:7} {s.kind:12} {u.kernel} {tile}: {u.registers:3} registers, {spilled}, "
                 f"{u.shared / 1024:3.0f} K shared{'' if u.fits else '  does not fit'}")
 
 

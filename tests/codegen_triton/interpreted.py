@@ -18,7 +18,7 @@ from tests.codegen.regions import BY_NAME
 from tests.codegen.regions import CASES as SHARED
 from tests.codegen_triton import zoo
 
-SIZES = dict(B=2, T=8, V=77, D=20, Q=21, L=37, H=2)
+SIZES = dict(B=2, T=8, V=77, D=20, Q=21, L=37, H=2, N=19)
 TILE = {"row": 16, "col": 16, "deep": 16}
 QUICK = ("statistics", "shifted", "attention", "contrast", "triple")
 
@@ -201,6 +201,16 @@ def test_slabs_are_written_block_by_block(make_case):
     sizes = SIZES | dict(B=2, Q=18, L=20, V=40)
     check(make_case(), sizes, tile=TILE | {"slab": 1000}, kind=COLUMN_SLAB)
     check(make_case(dtype="float16"), sizes, tile=TILE | {"slab": 4000}, kind=COLUMN_SLAB)
+
+
+@pytest.mark.parametrize("make_case", [zoo.computed_factor, zoo.gathered_rows])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_right_factors_are_stored_before_the_slab(make_case, dtype):
+    case, sizes = make_case(dtype=dtype), SIZES | dict(B=1, N=19, V=40)
+    env = inputs(case, sizes)
+    if "rows" in env:
+        env["rows"] %= 8
+    check(case, sizes, tile=TILE | {"slab": 1500}, kind=COLUMN_SLAB, env=env)
 
 
 def test_accumulators_in_chunks():

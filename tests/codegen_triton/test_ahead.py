@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 import pytest
 
@@ -14,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton is interpreted in this process", allow_module_level=True)
 
 from fuse.codegen.triton import Triton
-from fuse.codegen.triton.ahead import SHARED_LIMIT, settled, transposed_dots, usage
+from fuse.codegen.triton.ahead import SHARED_LIMIT, settled, spilled_in_loops, transposed_dots, usage
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.schedule import part
 from tests.codegen.regions import BY_NAME
@@ -58,10 +57,10 @@ def test_compiles(name, kw, sizes, arch):
 
 def test_offsets_beyond_32_bits_cost_no_registers():
     """What exceeds 32 bits is where a tile begins: one number, not a tile of them."""
-    sizes = dict(B=2, T=65, V=2 ** 20, D=4096)
-    rows = compiled(zoo.cross_entropy(dtype="bfloat16").region, sizes, "sm90")
-    assert "xi64>" not in "".join(line for line in rows[0].assembly["ttir"].splitlines() if "arith.muli" in line)
-    assert rows[0].registers <= compiled(zoo.cross_entropy(dtype="bfloat16").region, sizes | dict(V=2 ** 15), "sm90")[0].registers + 8
+    region, sizes = zoo.cross_entropy(dtype="bfloat16").region, dict(B=2, T=65, V=2 ** 20, D=4096)
+    (large,), (small,) = (compiled(region, sizes | dict(V=v), "sm90") for v in (2 ** 20, 2 ** 15))
+    assert "xi64>" not in "".join(line for line in large.assembly["ttir"].splitlines() if "arith.muli" in line)
+    assert large.registers <= small.registers + 8
 
 
 STATISTICS = ("cross_entropy", "smoothing", "entropy", "accuracy", "weighted", "divergence")
@@ -113,6 +112,16 @@ def test_a_transposed_dot_is_found():
       %bad = tt.trans %h {order = array<i32: 1, 0>}
     """))
     assert len(found) == 1 and found[0].startswith("%bad")
+
+
+@pytest.mark.parametrize("at, inside", [(0, False), (2, True), (5, False)])
+def test_spills_in_loops_are_told_from_others(at, inside, monkeypatch):
+    """One move to local memory before, in and after a loop; the last line of a kernel branches to itself."""
+    lines = ["FADD R1, R2 ;", ".L_x_0:", "FADD R1, R2 ;", "@P0 BRA `(.L_x_0) ;", "BRA `(.L_x_1) ;", "EXIT ;", ".L_x_1:",
+             "BRA `(.L_x_1) ;"]
+    lines[at] = "STL [R1+0x4], R40 ;"
+    monkeypatch.setattr("fuse.codegen.triton.ahead.dumped", lambda *_: "\n".join(lines))
+    assert spilled_in_loops(b"") is inside
 
 
 def test_limits_are_those_of_the_devices():

@@ -14,18 +14,18 @@ from fuse.codegen.triton import TARGET, Triton, text_of
 from fuse.codegen.triton.ahead import meta_inputs
 from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.launch import Machine
-from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE
+from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE, pieces
 from fuse.codegen.triton.schedule import family, halved, part
 from fuse.codegen.triton.spell import SPELLINGS
 from fuse.ir.expr import Axis, Buffer, cast, make, read, rename_axes
 from fuse.ir.ops import POINTWISE
-from fuse.ir.program import Carry, Kind, Region
+from fuse.ir.program import Carry, Kind, Region, carry_part
 from fuse.reasons import Miss
 from tests.codegen_triton import zoo
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "triton"
 HERE = Triton(Machine("sm90", 132))
-SMALL = dict(B=2, T=9, V=64, D=64, Q=16, L=32, H=2)
+SMALL = dict(B=2, T=9, V=64, D=64, Q=16, L=32, H=2, N=16)
 WIDE = SMALL | dict(D=768)
 
 GOLDEN_CASES = {
@@ -145,14 +145,35 @@ def test_refuses_what_no_schedule_can_emit():
     assert found is not None and found.code == "TARGET_LACKS"
 
 
-def test_a_slab_needs_a_stored_right_factor():
-    """dX = dS f(W): the product cannot leave the kernel, so wide results are computed in chunks."""
+def test_a_right_factor_that_is_computed_is_stored_before_the_slab():
+    """dX = dS tanh(W), dW = dS^T h[rows]: both are library GEMMs, of a factor that torch computes once."""
+    for make_case in (zoo.computed_factor, zoo.gathered_rows):
+        region = make_case(dtype="bfloat16").region
+        schedule = HERE.schedules(region, WIDE | dict(N=50))[0]
+        (piece,) = pieces(region, schedule.kind)
+        assert schedule.kind == COLUMN_SLAB and [r.buffer.dtype for r in piece.before] == ["bfloat16"]
+    assert not pieces(zoo.gradient_x().region, COLUMN_SLAB)[0].before
+
+
+def test_a_slab_needs_a_product():
+    """sum_v tanh(dS[t, v] W[v, d]) is none: wide results are computed in chunks."""
     h = zoo.Head()
-    carry = Carry("dx", Kind.SUM, h.ds() * make("tanh", h.read_w), (h.v,), (*h.grid, h.d))
+    carry = Carry("dx", Kind.SUM, make("tanh", h.ds() * h.read_w), (h.v,), (*h.grid, h.d))
     found = HERE.schedules(h.case("computed", carry).region, WIDE)
     assert {s.kind for s in found} == {RECOMPUTE} and found[0].knob("chunk")
     plain = HERE.schedules(zoo.gradient_x().region, WIDE)
     assert plain[0].kind == COLUMN_SLAB and not plain[0].knob("chunk")
+
+
+def test_only_accumulators_are_cut_into_chunks():
+    """Statistics and a wide sum that is no product: the first piece has no width to cut."""
+    h = zoo.Head()
+    lse = h.carry("c", Kind.LSE, h.s)
+    weight = make("exp", h.s - carry_part(lse, "final", ".m"))
+    wide = Carry("dx", Kind.SUM, make("tanh", weight * h.read_w), (h.v,), (*h.grid, h.d), level=1)
+    region = h.case("levels", lse, wide).region
+    (schedule, *_) = HERE.schedules(region, WIDE)
+    assert [part(schedule, k).knob("chunk") for k in range(2)] == [0, 128] and HERE.source(region, schedule)
 
 
 # ---- schedules ------------------------------------------------------------------------------------------------------

@@ -152,6 +152,25 @@ def gradients(**kw) -> Case:
     return h.case("both", h.dx(h.h.dtype), h.dw(h.w.dtype), db)
 
 
+def computed_factor(**kw) -> Case:
+    """dX through a weight that is computed: dS tanh(W)."""
+    h = Head(**kw)
+    carry = Carry("dx", Kind.SUM, h.ds() * make("tanh", h.read_w), (h.v,), (*h.grid, h.d), storage=h.h.dtype)
+    return h.case("computed", carry)
+
+
+def gathered_rows(**kw) -> Case:
+    """dW of rows that an index picks: sum_n dS[n, v] h[r[n], d]."""
+    h = Head(**kw)
+    n, rows = axis("n", "N"), h.buffer("rows", "int64", Size.of("N"))
+    at = read(rows, n)
+    x = cast(read(h.h, const(0, "int64"), at, iota(h.d)), "float32")
+    g = h.buffer("weight", "float32", Size.of("N"))
+    ds = make("tanh", dot(x, h.read_w, h.d)) * read(g, n)
+    dw = Carry("dw", Kind.SUM, ds * x, (n,), (h.v, h.d), storage=h.w.dtype)
+    return h.case("gathered", dw, streams=(h.v,), grid=(n,))
+
+
 def two_levels(**kw) -> Case:
     """Statistics at level 0, the gradient from the row's own statistics at level 1."""
     h = Head(**kw)
@@ -232,4 +251,5 @@ def flow(dtype: str = "float32", dim: int | str = "D") -> Case:
 
 
 CASES = {f.__name__: f for f in (cross_entropy, smoothing, entropy, accuracy, weighted, gradient_x, gradient_w, gradients,
+                                 computed_factor,
                                  two_levels, attention, attention_gradients, divergence, flow)}
