@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -45,6 +46,18 @@ class Window:
 
 def power_of_two(n: int, least: int = 1) -> int:
     return max(least, 1 << (n - 1).bit_length())
+
+
+def reach(steps: int, axes: Sequence[tuple[int, int]]) -> int:
+    """A bound on the distance between two positions `steps` apart in a walk over axes given by (extent, stride).
+
+    Each step moves by the last axis's stride; where an earlier axis moves on, also by what its stride differs from that.
+    """
+    total, period, inner = 0, 1, 0
+    for extent, stride in reversed(axes):
+        total += -(-steps // period) * abs(stride - inner)
+        period, inner = period * max(1, extent), stride * extent
+    return total
 
 
 class Bound:
@@ -105,11 +118,12 @@ class Bound:
                 return self.schedule.knob(name)
             case ("index",):
                 import triton.language as tl
-                return tl.int64 if self.wide_index() else tl.int32
+                return tl.int64 if self.wide_index else tl.int32
             case ("widen",):
                 return self.machine.interpreted
         raise AssertionError(what)
 
+    @cached_property
     def wide_index(self) -> bool:
         """Does a position, or an offset from where a tile begins, not fit an int32?"""
         tables = [(s.out.dims, self.layouts[s.number].axes) for s in self.program.loads]
@@ -118,21 +132,15 @@ class Bound:
         for name in names:
             axes = {axis: stride for (owner, axis), stride in self.strides.items() if owner == name and axis in dims}
             tables.append((tuple(dict.fromkeys(dims[a] for a in axes)), axes))
-        reach = [sum(self.reach(dim, axes) for dim in found) for found, axes in tables]
+        spans = [sum(self.span(dim, axes) for dim in found) for found, axes in tables]
         slabs = [self.tile("row") * self.tensors[s.name].stride(1) for s in self.kernel.stages]
-        return max(*reach, *slabs, self.rows + WIDEST, self.cols + WIDEST) > INT32
+        return max(*spans, *slabs, self.rows + WIDEST, self.cols + WIDEST) > INT32
 
-    def reach(self, dim: str, strides: Mapping[str, int]) -> int:
-        """How far apart two elements of a tile can be along `dim`: each step moves by the last axis's stride, and more
-        where an earlier axis moves on."""
+    def span(self, dim: str, strides: Mapping[str, int]) -> int:
+        """How far apart, at most, two elements of a tile lie along `dim`."""
         sizes = (self.tile(dim),) if dim in ("row", "col") else [
             self.size(name) for name in (f"F{dim[1:]}", f"K{dim[1:]}", f"W{dim[1:]}") if name in self.kernel.constants]
-        steps, period, inner, total = max(sizes) - 1, 1, 0, 0
-        for axis in reversed(self.program.dims[dim]):
-            stride = strides.get(axis, 0)
-            total += -(-steps // period) * abs(stride - inner)
-            period, inner = period * max(1, self.extent[axis]), stride * self.extent[axis]
-        return total
+        return reach(max(sizes) - 1, [(self.extent[a], strides.get(a, 0)) for a in self.program.dims[dim]])
 
     def size(self, name: str) -> int:
         """The extent of a tile, by the name of the constant."""

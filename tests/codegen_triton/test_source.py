@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from fuse.codegen import Schedule, compile_region
 from fuse.codegen.triton import TARGET, Triton, text_of
 from fuse.codegen.triton.ahead import meta_inputs
 from fuse.codegen.triton.chain import Chain
-from fuse.codegen.triton.launch import Machine
+from fuse.codegen.triton.launch import Machine, reach
 from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE, pieces
 from fuse.codegen.triton.schedule import family, halved, part
 from fuse.codegen.triton.spell import SPELLINGS
@@ -198,6 +199,14 @@ def test_options_force_tiles_and_knobs():
         assert [part(schedule, k).knob("warps") for k in range(3)] == [2] * 3
 
 
+def test_four_warps_take_a_large_tile_that_little_is_done_with():
+    def warps(name, arch="sm90", **kw):
+        region = zoo.CASES[name](dtype="bfloat16", **kw).region
+        return part(Triton(Machine(arch, 132)).schedules(region, WIDE)[0], 0).knob("warps")
+    assert warps("cross_entropy") == 4
+    assert [warps("cross_entropy", softcap=30.0), warps("accuracy"), warps("gradients"), warps("cross_entropy", "sm100")] == [8] * 4
+
+
 def test_halving_touches_one_piece():
     schedule = Schedule(tile=(("row", 64), ("col", 32), ("col.1", 128)))
     second = halved(schedule, 1)
@@ -233,6 +242,17 @@ def test_a_tile_that_does_not_fit_is_halved():
     limit = 1
     with pytest.raises(RuntimeError, match="OutOfResources"):
         chain(env, sizes)
+
+
+@pytest.mark.parametrize("axes", [
+    [(50, 3)], [(4, 7), (7, 1)], [(4, 100), (7, 1)], [(4, 1), (7, 4)], [(3, 35), (5, 7), (7, 1)], [(3, 1), (5, 300), (7, 3)]])
+def test_the_reach_of_a_tile_bounds_every_offset_in_it(axes):
+    """Against the walk itself; exact where the axes lie behind one another in memory."""
+    walk = [sum(i * stride for i, (_, stride) in zip(at, axes, strict=True)) for at in product(*(range(n) for n, _ in axes))]
+    dense = all(outer == n * inner for (_, outer), (n, inner) in pairwise(axes))
+    for steps in (0, 1, 5, 7, 20):
+        far = max(abs(x - first) for k, first in enumerate(walk) for x in walk[k:k + steps + 1])
+        assert far == reach(steps, axes) if dense else far <= reach(steps, axes)
 
 
 def test_precision_follows_what_the_user_allows_eager(monkeypatch):
