@@ -217,7 +217,7 @@ def work(program: TileProgram) -> int:
         if s.out.scope == "tile" and isinstance(s, (Point, Load)):
             total += 8 if isinstance(s, Load) or s.op in COSTLY else 1
     for u in program.levels[0].updates:
-        total += 2 if u.kind is not Kind.ARGMAX and u.relative is None else 4
+        total += 6 if u.kind is Kind.ARGMAX else 4 if u.relative is not None else 2
     return total
 
 
