@@ -93,8 +93,9 @@ def device_of(env: Mapping[str, torch.Tensor]) -> torch.device:
 
 
 def stored(right: Right, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> torch.Tensor:
-    extents = [a.extent.evaluate(sizes) for a in right.axes]
-    return evaluate(right.value, env, sizes).expand(extents).to(getattr(torch, right.buffer.dtype)).contiguous()
+    """The value of a right factor, dense, in its buffer's type."""
+    found: torch.Tensor = evaluate(right.value, env, sizes)
+    return found.expand([a.extent.evaluate(sizes) for a in right.axes]).to(getattr(torch, right.buffer.dtype)).contiguous()
 
 
 def finished(x: torch.Tensor, post: Post) -> torch.Tensor:

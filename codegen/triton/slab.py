@@ -58,10 +58,10 @@ class Sum:
         self.kept = program.dims["col" if self.over_rows else "row"]
         (slot,) = (program.slot(n) for n in self.state.stores)
         self.slot = slot
-        shape = [bound.batch, bound.cols if self.over_rows else bound.rows, prod(bound.extent[a] for a in self.width)]
+        self.shape = [bound.batch, bound.cols if self.over_rows else bound.rows, self.out_width()]
         self.wide = self.right() if update.wide is not None else None
-        self.out = torch.zeros(shape, dtype=getattr(torch, slot.dtype), device=bound.device)
-        self.total: Tensor | None = None
+        self.out: Tensor | None = None      # filled block by block, or
+        self.total: Tensor | None = None    # accumulated
 
     def right(self) -> Tensor:
         """The stored right factor as [batch, summed, width], a view where its strides allow it."""
@@ -84,15 +84,19 @@ class Sum:
         complete = summed == (0, self.bound.rows if self.over_rows else self.bound.cols)
         right = None if self.wide is None else self.wide[:, summed[0]:summed[1]]
         if complete:
+            if self.out is None:
+                self.out = torch.empty(self.shape, dtype=getattr(torch, self.slot.dtype), device=slab.device)
             multiply(left, right, self.out[:, kept[0]:kept[1]])
             return
         if self.total is None:
-            self.total = torch.zeros(self.out.shape, dtype=torch.float32, device=self.out.device)
+            self.total = torch.zeros(self.shape, dtype=torch.float32, device=slab.device)
         accumulate(self.total[:, kept[0]:kept[1]], left, right)
 
     def result(self, name: str) -> Tensor:
         """As a contiguous tensor in the order of the output's axes."""
-        out = self.out if self.total is None else self.total.to(self.out.dtype)
+        out = self.out if self.total is None else self.total.to(getattr(torch, self.slot.dtype))
+        if out is None:     # there was nothing to sum
+            out = torch.zeros(self.shape, dtype=getattr(torch, self.slot.dtype), device=self.bound.device)
         axes = (*self.bound.program.batch, *self.kept, *self.width)
         full = out.reshape([self.bound.extent[a] for a in axes])
         return full.permute([axes.index(a) for a in self.slot.axes]).contiguous()
