@@ -11,6 +11,7 @@
     torch._inductor.config                       a user's own custom passes, to run beside ours
     torch._C._AutoDispatchBelowAutograd          calls the op below autograd, as register_autograd does
     torch._C._DisableAutocast                    ambient autocast must not reach into fuse's own torch operations
+    torch._C._len_torch_function_stack           modes that may change what a function means
     torch._guards.tracing                        a trace of one node must not meet AOTAutograd's fake mode
     torch.fx.experimental.proxy_tensor           make_fx, which also records ops whole (pre_dispatch)
     torch._ops.OpOverload, HigherOrderOperator   what the target of a node is
@@ -58,6 +59,11 @@ def schema_of(op: OpOverload) -> torch.FunctionSchema:
 def overload_of(op: OpOverload) -> tuple[str, str]:
     """('sum', 'dim_IntList') for aten.sum.dim_IntList."""
     return op._schema.name.split("::")[-1], op._overloadname
+
+
+def function_modes() -> int:
+    """How many torch function modes are active."""
+    return int(torch._C._len_torch_function_stack())
 
 
 def trace_node(function: Callable[..., Any], inputs: Sequence[Any], mode: Any) -> GraphModule:

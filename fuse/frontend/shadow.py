@@ -2,8 +2,9 @@
 
 Dynamo's own graph stays the source of truth: re-tracing it as a whole loses custom backwards, crashes in checkpoint and
 bakes constants into vmap. Here every node is traced alone on fresh fake tensors of Dynamo's own mode, memoised on its
-target and the metadata of its arguments; composite ops (linear, cross_entropy_loss, softmax) stay whole; what cannot be
-traced stays an opaque value. In-place ops are values: a later use of the mutated node sees the value after it.
+target and the metadata of its arguments, for the whole process where nothing else matters (recall.py); composite ops
+(linear, cross_entropy_loss, softmax) stay whole; what cannot be traced stays an opaque value. In-place ops are values: a
+later use of the mutated node sees the value after it.
 """
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import torch
 from torch import fx
 
 from fuse.frontend.context import Context, contexts, mutated_arguments
+from fuse.frontend.recall import keep, lasting, recall
 from fuse.frontend.symbols import shape_of, size_of
 from fuse.frontend.trace import CHAIN, Slot, Template, Untraceable, argument_spec, map_nested, map_tensors, trace
 from fuse.frontend.value import Value, called, constant, example, has_tensor, where
@@ -175,15 +177,23 @@ class Shadow:
                 raise Untraceable("FUNCTORCH" if "Batched" in kind or "Wrapped" in kind else "UNSUPPORTED_OP")
         key = (node.op, node.target, repr(spec), context.autocast, tuple(_geometry(example(t)) for t in tensors))
         if key not in self.templates:
-            try:
-                self.templates[key] = trace(node, spec, [example(t) for t in tensors], context, self.mode)
-            except Untraceable as why:
-                self.templates[key] = why
-            except Exception as error:  # whatever torch cannot trace alone stays what it is
-                self.templates[key] = Untraceable("UNSUPPORTED_OP", error)
+            self.templates[key] = self._traced(key, node, spec, [example(t) for t in tensors])
         found = self.templates[key]
         if isinstance(found, Untraceable):
             raise Untraceable(found.args[0])
+        return found
+
+    def _traced(self, key: Any, node: fx.Node, spec: Any, tensors: list[torch.Tensor]) -> Template | Untraceable:
+        name = lasting(key, node, spec, tensors)
+        found = recall(name)
+        if found is None:
+            try:
+                found = trace(node, spec, tensors, self.context[node], self.mode)
+            except Untraceable as why:
+                return why
+            except Exception as error:  # whatever torch cannot trace alone stays what it is
+                return Untraceable("UNSUPPORTED_OP", error)
+            keep(name, found)
         return found
 
     def _instantiate(self, node: fx.Node, template: Template) -> Any:
