@@ -38,6 +38,7 @@ class Capabilities:
     kinds: frozenset[str]
     shared: bool = True
     levels: int = 2
+    slab: frozenset[str] = frozenset(("float64", "float32", "bfloat16", "float16"))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from fuse.reasons import Miss
 
 CAPABILITIES = Capabilities(
     ops=OPS, dtypes=frozenset(CTYPE), compute=frozenset({"float32", "float64"}),
-    kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE)), shared=True, levels=8)
+    kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE)), shared=True, levels=8,
+    slab=frozenset(("float32", "float64")))
 
 
 @dataclass(frozen=True)

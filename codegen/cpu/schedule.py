@@ -17,6 +17,7 @@ from fuse.codegen import Schedule
 from fuse.codegen.cpu.kernel import modes, native_bfloat16
 from fuse.codegen.lower import lower
 from fuse.codegen.tile import TileProgram
+from fuse.ir.expr import Axis
 from fuse.ir.program import Kind, Region
 from fuse.ir.size import Size, product
 from fuse.reasons import Refused
@@ -41,17 +42,20 @@ def schedules(region: Region, hints: Mapping[str, int], options: Any) -> Sequenc
 
 
 def exchanged(region: Region) -> Region:
-    """The same sums with stream and grid exchanged."""
-    return replace(region, streams=region.grid, grid=region.streams)
+    """The same sums with stream and grid exchanged; what no sum reduces stays in the grid."""
+    reduced = {a for c in region.carries for a in c.over}
+    batch = tuple(a for a in region.grid if a not in reduced)
+    return replace(region, streams=tuple(a for a in region.grid if a in reduced), grid=batch + region.streams)
 
 
 def turned(region: Region, hints: Mapping[str, int]) -> bool:
     """Whether to exchange stream and grid: what is summed over the grid accumulates in memory, so it should be the smaller."""
     if region.emits or any(c.kind is not Kind.SUM or c.relative_to or c.level for c in region.carries):
         return False
-    held = {axes: sum(likely(product(a.extent for a in c.axes), hints) for c in region.carries if set(c.over) & set(axes))
-            for axes in (region.grid, region.streams)}
-    return all(held.values()) and held[region.streams] < held[region.grid]
+    def held(reduced: set[Axis]) -> int:
+        return sum(likely(product(a.extent for a in c.axes), hints) for c in region.carries if set(c.over) & reduced)
+    now, then = held(set(region.grid)), held(set(region.streams))
+    return 0 < then < now
 
 
 def staged_program(region: Region) -> TileProgram | None:

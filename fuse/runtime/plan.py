@@ -90,7 +90,7 @@ def _plan(imported: Any, options: Options) -> Planned:
     executable = ops.find(key)
     if executable is None:
         hints = dict(program.hints)
-        plan = compile_program(program, Context(hints=hints, wrt=wrt, slab=options.slab,
+        plan = compile_program(program, Context(hints=hints, wrt=wrt, slab=wants_slab(program, wrt, target, options),
                                                 shared_sweep=target.capabilities.shared))
 
         def build(region: Region) -> Any:
@@ -102,6 +102,13 @@ def _plan(imported: Any, options: Options) -> Planned:
         if miss is not None:
             raise Refused(miss)
     return Planned(imported, ops.register(key, executable), key, target.name)
+
+
+def wants_slab(program: Program, wrt: tuple[str, ...], target: Target, options: Options) -> bool:
+    """Whether gradients may be computed in the forward: where the user says so, else where the target gains by it."""
+    if options.schedule != "auto":
+        return options.slab
+    return target.capabilities.slab.issuperset(b.dtype for b in program.inputs if b.name in wrt and len(b.shape) > 1)
 
 
 def wanted_gradients(imported: Any, tensors: list[Tensor]) -> tuple[str, ...]:
