@@ -20,7 +20,8 @@ from fuse.reasons import Refused
 VOLUME = 2 ** 14     # elements of a tile that is no operand of a dot
 CHUNK = 128          # columns of an accumulator that does not fit, one chunk per program, each recomputing the tile
 ON_CHIP = 256        # widest accumulators of one row, in elements, that stay in registers
-LIGHT, MODERATE = 8, 12     # `work` that 4 warps stand on a tile of 128 x 128, and 8 warps with all of a contraction
+LARGE = 128 * 128
+LIGHT, MODERATE, HEAVY = 8, 12, 28      # `work` for 4 warps on a LARGE tile, for 8 with all of a contraction, for 8 at all
 WHOLE = 128          # a contraction up to this long is one tile beside an accumulator, half of it otherwise (AMD: spills)
 
 
@@ -41,7 +42,7 @@ class Config:
 # program has one tile of columns. 128 x 128 by 4 warps leaves few registers to what follows the dot (see `work`).
 HALF: dict[str, dict[int, tuple[Config, ...]]] = {
     "sm80": {
-        0: (Config(128, 128, 64, 8, 3, 16), Config(128, 64, 64, 8, 3)),
+        0: (Config(128, 128, 32, 8, 4, 16), Config(128, 64, 64, 8, 3)),
         64: (Config(128, 64, 64, 8, 2), Config(64, 64, 64, 8, 2)),
         256: (Config(64, 64, 64, 8, 2), Config(64, 32, 64, 8, 2)),
     },
@@ -178,7 +179,7 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
         return [c for c in (narrowed(c, program, hints) for c in small) if c]
     table = HALF[family(arch)] if half(program) else FULL
     found = table[min(w for w in table if w >= width or w == max(table))]
-    found = tuple(c for c in found if c.warps > 4 or c.row * c.col < 128 * 128 or work(program) <= LIGHT)
+    found = tuple(c for c in found if c.row * c.col < LARGE or work(program) <= (LIGHT if c.warps <= 4 else HEAVY))
     deepest = max((program.extent(d).evaluate(hints) for d in contracted_dims(program)), default=0)
     whole = half(program) and deepest <= (WHOLE if width else WHOLE // 2) and arch.startswith("sm")
     if not whole:
@@ -214,8 +215,10 @@ def work(program: TileProgram) -> int:
     in proportion, since its steps on neighbouring elements overlap."""
     total = 8 * (tile_dots(program) - 1)
     for s in program.statements():
-        if s.out.scope == "tile" and isinstance(s, (Point, Load)):
-            total += 8 if isinstance(s, Load) or s.op in COSTLY else 1
+        if isinstance(s, Load) and s.out.dims in (("row", "col"), ("col",)):    # a thread has many columns of few rows
+            total += 8
+        elif isinstance(s, Point) and s.out.scope == "tile":
+            total += 8 if s.op in COSTLY else 1
     for u in program.levels[0].updates:
         total += 6 if u.kind is Kind.ARGMAX else 4 if u.relative is not None else 2
     return total
