@@ -13,6 +13,6 @@ def test_forms() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["slab", "recompute", "column slab", "symbols"])
+@pytest.mark.parametrize("variant", ["slab", "recompute", "columns", "symbols"])
 def test_every_form(variant: str) -> None:
-    run_interpreted("forms.py", "-m", "slow", "-k", f"test_every_form and {variant.replace(' ', ' and ')}", timeout=1800)
+    run_interpreted("forms.py", "-m", "slow", "-k", f"test_every_form and {variant}", timeout=1800)

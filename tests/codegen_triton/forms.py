@@ -15,20 +15,20 @@ TILE = {"row": 16, "col": 32, "deep": 16}
 VARIANTS = {
     "slab": {"tile": TILE},
     "recompute": {"schedule": "recompute", "tile": TILE | {"splits": 3}},
-    "column slab": {"schedule": "recompute", "tile": TILE | {"slab": 4000}},
+    "columns": {"schedule": "recompute", "tile": TILE | {"slab": 4000}},
     "symbols": {"tile": TILE | {"col": 64, "deep": 32}},
 }
 FUSED = [name for name, form in FORMS.items() if form.regions]
 QUICK = {
     "slab": ("nanogpt", "hf_padded_labels", "with_accuracy", "hinge"),
     "recompute": ("gemma_softcap", "tsallis", "index_rows_after_head"),
-    "column slab": ("z_loss", "everything_at_once"),
+    "columns": ("z_loss", "everything_at_once"),
     "symbols": ("padded_vocabulary", "weighted_by_confidence", "smoothed_weighted"),
 }
 
 
 def check(form: Form, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if variant == "column slab":
+    if variant == "columns":
         monkeypatch.setattr("fuse.codegen.triton.schedule.ON_CHIP", 0)
     with torch._dynamo.config.patch(assume_static_by_default=variant != "symbols"):
         assert judge(form, target="triton", **VARIANTS[variant]) == form.regions
