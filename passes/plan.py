@@ -45,6 +45,7 @@ def restrict(program: Program, outputs: Collection[str], stored: Collection[str]
 
 def _needed(program: Program, outputs: tuple[Output, ...], extra: Collection[str]) -> Program:
     wanted = set(extra) | _buffers([e for o in outputs for t in o.terms for e in (*t.index, t.value)])
+    wanted |= _buffers([check.index for check in program.checks])
     steps: list[Step] = []
     for step in reversed(program.steps):
         if isinstance(step, Region):
@@ -106,7 +107,7 @@ def cut(program: Program, backward_regions: Collection[str]) -> tuple[Program, P
     late_steps = tuple(s for i, s in enumerate(program.steps) if i in late)
     if not gradients:
         return _needed(replace(program, steps=early_steps), results, ()), None, ()
-    back = _needed(replace(program, steps=late_steps), gradients, ())
+    back = _needed(replace(program, steps=late_steps, checks=()), gradients, ())
     read = set().union(*(names_read(s) for s in late_steps), _buffers([e for o in gradients for t in o.terms
                                                                      for e in (*t.index, t.value)]))
     saved = tuple(n for s in early_steps for n in stores(s) if n in read)

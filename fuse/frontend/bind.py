@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from fuse.ir.expr import Axis, Buffer, Expr, make, topological
-from fuse.ir.program import Output, Program, Term
+from fuse.ir.program import Check, Output, Program, Term
 from fuse.ir.size import Monomial, Size
 from fuse.reasons import Miss, Refused
 
@@ -49,6 +49,7 @@ def _sizes(program: Program) -> Iterable[Size]:
         yield from (a.extent for a in node.axes)
         if node.op == "size":
             yield node["extent"]
+    yield from (check.extent for check in program.checks)
 
 
 def _solve(dim: Size, missing: frozenset[str], name: Size) -> Change | None:
@@ -108,4 +109,5 @@ def _resized(program: Program, change: Change) -> Program:
     outputs = tuple(Output(buffer(o.buffer), tuple(Term(tuple(done[i] for i in t.index), done[t.value]) for t in o.terms),
                            o.gradient_of) for o in program.outputs)
     return replace(program, inputs=tuple(map(buffer, program.inputs)), outputs=outputs,
-                   anchors=tuple(done[a] for a in program.anchors))
+                   anchors=tuple(done[a] for a in program.anchors),
+                   checks=tuple(Check(c.op, done[c.index], change(c.extent)) for c in program.checks))

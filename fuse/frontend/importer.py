@@ -31,8 +31,9 @@ from fuse.frontend.tables_reduce import FREE, REDUCTIONS, SHAPED
 from fuse.frontend.unify import unify
 from fuse.frontend.value import Value, example, where
 from fuse.frontend.views import VIEWS, Index, broadcast, source
-from fuse.ir.expr import COMPLEXES, FLOATS, INTEGERS, Axis, Buffer, Expr, cast, make, read
-from fuse.ir.program import Output, Program, Term
+from fuse.ir.expr import COMPLEXES, FLOATS, INTEGERS, Axis, Buffer, Expr, cast, make, read, topological
+from fuse.ir.ops import OPS
+from fuse.ir.program import Check, Output, Program, Term
 from fuse.ir.size import Size, product
 from fuse.reasons import Miss, Refused
 
@@ -77,6 +78,7 @@ class Pull:
         self.memo: dict[tuple[Value, Index, str | None], Expr] = {}
         self.inputs: dict[tuple[fx.Node, str], Buffer] = {}
         self.anchors: list[Expr] = []
+        self.checks: dict[Check, None] = {}
         self.extents: dict[str, Size] = {}
         self.bound_names: set[str] = set()
         self.free: dict[Value, bool] = {}
@@ -120,6 +122,12 @@ class Pull:
         if position.affine and position.offset == 0 and not used & set(axes) and _enumerates(position, extent):
             return position, axes
         return self.bound(v, tag, extent, (position, *others))
+
+    def require(self, op: str, index: Expr, extent: Size) -> None:
+        """Remembers that `op` demands 0 <= index < extent, unless no data decides it or fuse itself made the index."""
+        below = topological([index])
+        if any(e.op == "read" for e in below) and all(OPS[e.op].pointwise for e in below):
+            self.checks[Check(op, index, extent)] = None
 
     # ---- values ------------------------------------------------------------------------------------------------
 
@@ -287,7 +295,7 @@ class _Importer:
         nodes = tuple(node for node, _ in pull.inputs)
         buffers = tuple(pull.inputs.values())
         hints = symbol_hints(example(n) for n in (*nodes, *candidate.exits))
-        program = bind_sizes(Program(buffers, outputs, anchors=anchors, hints=tuple(sorted(hints.items()))), candidate.where)
+        program = bind_sizes(Program(buffers, outputs, anchors=anchors, checks=tuple(pull.checks), hints=tuple(sorted(hints.items()))), candidate.where)
         return Imported(program, nodes, candidate.exits, candidate.anchors, candidate, candidate.where)
 
     def _exit(self, k: int, node: fx.Node) -> Output:

@@ -29,6 +29,8 @@ def pick(pull: Pull, v: Value, src: Value, at: Sequence[Linear | None], label: E
     position = linear(label)
     if position.constant is not None:
         return pull.at_argument(v, src, tuple(position if i is None else i for i in at))
+    if proved:
+        pull.require("gather" if v.op == "gather" else "index", label, src.shape[d])
     position, axes = pull.bound(v, f"v{d}", src.shape[d], (*known, Linear.of(label)))
     x = pull.at_argument(v, src, tuple(position if i is None else i for i in at))
     if len(axes) == 1:
@@ -52,11 +54,13 @@ def _index_select(pull: Pull, v: Value, idx: Index) -> Expr:
     d = dim(v, rank=len(src.shape))
     index = v.args["index"]
     row = cast(pull.at_argument(v, index, (idx[d],) if index.shape else ()), "int64")
+    pull.require("index", row, src.shape[d])
     return pull.at_argument(v, src, (*idx[:d], linear(row), *idx[d + 1:]))
 
 
 def _embedding(pull: Pull, v: Value, idx: Index) -> Expr:
     row = cast(pull.at_argument(v, v.args["indices"], idx[:-1]), "int64")
+    pull.require("embedding", row, v.args["weight"].shape[0])
     return pull.at_argument(v, v.args["weight"], (linear(row), idx[-1]))
 
 
@@ -91,6 +95,7 @@ def _index(pull: Pull, v: Value, idx: Index) -> Expr:
         label = cast(pull.at_argument(v, t, broadcast(t.shape, idx[front:front + rank])), "int64")
         labels[d] = _wrapped(label, src.shape[d])
         at.append(linear(labels[d]))
+        pull.require("index", labels[d], src.shape[d])
     chosen = _taken_along(at, labels)
     if chosen is None:
         return pull.at_argument(v, src, tuple(at))
@@ -115,6 +120,7 @@ def _nll(pull: Pull, v: Value, rows: Index, class_dim: int, logits: bool) -> tup
     valid = make("ne", y, pull.scalar(v, v.args["ignore_index"], "int64"))
     at: list[Linear | None] = [*rows[:class_dim], None, *rows[class_dim:]]
     safe = where(valid, y, 0)
+    pull.require("target", safe, src.shape[class_dim])
     if logits:
         ell = _statistic(pull, v, rows, class_dim)
         loss = -make("sub_lse", convert(pick(pull, v, src, at, y, proved=False), ell.dtype), ell)

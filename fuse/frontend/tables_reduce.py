@@ -174,6 +174,7 @@ def _triangle(lower: bool) -> Rule:
 def _one_hot(pull: Pull, v: Value, idx: Index) -> Expr:
     label, position = cast(pull.at_argument(v, source(v), idx[:-1]), "int64"), idx[-1].expr()
     if position.op == "iota" and position["axis"].extent == v.shape[-1]:      # eager raises for a label beyond the classes
+        pull.require("one_hot", label, v.shape[-1])
         label = make("bounded", label, axis=position["axis"])
     return cast(make("eq", position, label), "int64")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from fuse.ir.expr import Axis, Buffer, Expr, IRError, make
 from fuse.ir.ops import OPS, REDUCTIONS
-from fuse.ir.program import Carry, Define, Emit, Kind, Output, Program, Region, Step, Term
+from fuse.ir.program import Carry, Check, Define, Emit, Kind, Output, Program, Region, Step, Term
 from fuse.ir.size import Size
 from fuse.ir.text import INFIX
 
@@ -126,6 +126,7 @@ class Parser:
         self.steps: list[Step] = []
         self.outputs: list[Output] = []
         self.anchors: list[Expr] = []
+        self.checks: list[Check] = []
 
     # ---- statements -----------------------------------------------------------------------------------------------
 
@@ -140,14 +141,15 @@ class Parser:
             self.statement(line)
             line.end()
         return Program(tuple(self.inputs), tuple(self.outputs), tuple(self.steps), tuple(self.cotangents),
-                       tuple(self.anchors))
+                       tuple(self.anchors), tuple(self.checks))
 
     def statement(self, line: Line) -> None:
         if self.binding(line):
             return
         word = line.take()
         statements = {"axis": self.axis_, "input": self.input, "cotangents": self.cotangent, "stored": self.stored,
-                      "define": self.define, "region": self.region, "output": self.output, "anchor": self.anchor}
+                      "define": self.define, "region": self.region, "output": self.output, "anchor": self.anchor,
+                      "check": self.check}
         if word not in statements:
             line.fail(f"expected one of {', '.join(statements)} or a %value, got {word!r}")
         statements[word](line)
@@ -283,6 +285,14 @@ class Parser:
 
     def anchor(self, line: Line) -> None:
         self.anchors.append(self.expression(line))
+
+    def check(self, line: Line) -> None:
+        op = line.name()
+        line.expect("[")
+        extent = line.extent()
+        line.expect("]")
+        line.expect("=")
+        self.checks.append(Check(op, self.expression(line), extent))
 
     # ---- expressions ----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fuse.ir.expr import Axis, Buffer, Expr, make
+from fuse.ir.size import Size
 
 
 class Kind(Enum):
@@ -123,14 +124,25 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Every element of `index` must lie in 0 .. extent - 1, as the operation `op` demands in eager mode."""
+
+    op: str
+    index: Expr
+    extent: Size
+
+
+@dataclass(frozen=True)
 class Program:
-    """`cotangents` are the inputs that arrive only in the backward; `anchors` the values the importer found virtual."""
+    """`cotangents` are the inputs that arrive only in the backward; `anchors` the values the importer found virtual;
+    `checks` hold before anything else is computed, or the program raises."""
 
     inputs: tuple[Buffer, ...]
     outputs: tuple[Output, ...]
     steps: tuple[Step, ...] = ()
     cotangents: tuple[str, ...] = ()
     anchors: tuple[Expr, ...] = ()
+    checks: tuple[Check, ...] = ()
     hints: tuple[tuple[str, int], ...] = field(default=(), compare=False)
 
     @property
@@ -138,12 +150,13 @@ class Program:
         return tuple(s for s in self.steps if isinstance(s, Region))
 
     def roots(self) -> Iterator[Expr]:
-        """Every expression of the program, steps in order, then outputs."""
+        """Every expression of the program: steps in order, outputs, checks."""
         for step in self.steps:
             yield from (step.value,) if isinstance(step, Define) else step.bodies
         for output in self.outputs:
             for term in output.terms:
                 yield from (*term.index, term.value)
+        yield from (check.index for check in self.checks)
 
 
 def stored(name: str, dtype: str, axes: tuple[Axis, ...]) -> Expr:

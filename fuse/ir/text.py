@@ -182,6 +182,8 @@ def numbered_lines(program: Program) -> list[tuple[str, str]]:
         for term in output.terms:
             index = [printer.text(i) for i in term.index]
             emit(output.buffer.name, f"[{', '.join(index)}] += {printer.text(term.value)}", "  ")
+    for check in program.checks:
+        emit("check", f"check {name(check.op)}[{check.extent}] = {printer.text(check.index)}")
     for anchor in program.anchors:
         emit("anchor", f"anchor {printer.text(anchor)}")
     return out

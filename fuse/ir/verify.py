@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-from fuse.ir.expr import COMPLEXES, FLOATS, Axis, Buffer, Expr, IRError, topological
+from fuse.ir.expr import COMPLEXES, FLOATS, INTEGERS, Axis, Buffer, Expr, IRError, topological
 from fuse.ir.ops import OPS
 from fuse.ir.program import Carry, Define, Emit, Kind, Output, Program, Region
 from fuse.ir.text import axes_text, numbered_lines
@@ -80,6 +80,11 @@ class _Verifier:
         self.check_outputs()
         self.owner = "anchor"
         self.expressions(program.anchors)
+        self.owner = "check"
+        self.outside_regions(check.index for check in program.checks)
+        for check in program.checks:
+            if check.index.dtype not in INTEGERS:
+                self.fail(f"the index of {check.op} is {check.index.dtype}, expected an integer")
 
     def define(self, buffer: Buffer) -> None:
         if buffer.name in self.buffers:

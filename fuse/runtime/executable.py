@@ -18,7 +18,7 @@ from fuse.ir.align import expand
 from fuse.ir.evaluate import Evaluator, evaluate_output
 from fuse.ir.expr import Buffer, Expr, topological
 from fuse.ir.index import affine
-from fuse.ir.program import Define, Output, Program, Region, Step
+from fuse.ir.program import Check, Define, Output, Program, Region, Step
 from fuse.ir.reference import run_region
 from fuse.log import fail, miss_of
 from fuse.passes import Plan, restrict
@@ -152,6 +152,8 @@ class Executable:
     def run(self, part: Part, env: dict[str, Tensor], sizes: Sizes) -> list[Tensor]:
         """The results of `part`, contiguous and each with memory of its own. Empties `env` as it goes."""
         given = list(env.values())
+        for check in part.program.checks:
+            hold(check, env, sizes)
         results = unaliased(self.trace(part, env, sizes), given)
         return [t.to(getattr(torch, b.dtype)) for b, t in zip(part.results, results, strict=True)]
 
@@ -244,6 +246,27 @@ def unbound(program: Program) -> set[str]:
     for node in topological(program.roots()):
         used |= {s for a in node.axes for s in a.extent.symbols}
     return used - set(bind(program.inputs))
+
+
+def hold(check: Check, env: Mapping[str, Tensor], sizes: Sizes) -> None:
+    """Raises what eager raises for an index out of range; on a GPU, as there, an assertion on the device."""
+    evaluator = Evaluator(env, sizes)
+    index, extent = evaluator.value(check.index), evaluator.extent(check.extent)
+    inside = (index >= 0) & (index < extent)
+    if inside.device.type != "cpu":
+        torch._assert_async(inside.all())
+    elif not inside.all():
+        error, text = OUT_OF_RANGE[check.op]
+        raise error(text.format(index=int(index[~inside].view(-1)[0]), extent=extent))
+
+
+OUT_OF_RANGE: dict[str, tuple[type[Exception], str]] = {
+    "target": (IndexError, "Target {index} is out of bounds."),
+    "index": (IndexError, "index {index} is out of bounds for a dimension of size {extent}"),
+    "embedding": (IndexError, "index out of range in self: {index} of {extent}"),
+    "gather": (RuntimeError, "index {index} is out of bounds for a dimension of size {extent}"),
+    "one_hot": (RuntimeError, "Class values must be non-negative and smaller than num_classes: {index} of {extent}"),
+}
 
 
 def defined(step: Define, env: Mapping[str, Tensor], sizes: Sizes) -> Tensor:

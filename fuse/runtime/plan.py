@@ -147,7 +147,8 @@ def canonical_text(program: Program) -> str:
     fresh = iter(rename_axes(roots, names))
     outputs = tuple(replace(o, terms=tuple(Term(tuple(next(fresh) for _ in t.index), next(fresh)) for t in o.terms))
                     for o in program.outputs)
-    text = print_program(replace(program, outputs=outputs, anchors=tuple(fresh)))
+    checks = tuple(replace(c, index=next(fresh)) for c in program.checks)
+    text = print_program(replace(program, outputs=outputs, checks=checks, anchors=tuple(fresh)))
     return re.sub(r" +# .*", "", text)
 
 
