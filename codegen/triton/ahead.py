@@ -168,11 +168,15 @@ def measured(kernel: Any, arch: str) -> tuple[int, int]:
 
 
 def spilled_in_loops(cubin: bytes) -> bool:
-    """Does a loop (what lies between a label and a later branch back to it) move registers to or from local memory?"""
+    """Does a loop (what lies between a label and a later branch back to it) move registers to or from local memory?
+
+    What lies beyond the last EXIT is seldom run (waits that take another turn): its ways back are no loops.
+    """
     lines = dumped("nvdisasm", "-c", cubin).splitlines()
     labels = {m[1]: k for k, line in enumerate(lines) if (m := re.match(r"(\.L_\w+):", line))}
+    end = max((k for k, line in enumerate(lines) if re.search(r"\bEXIT\b", line)), default=len(lines))
     loops = [range(labels[m[1]], k) for k, line in enumerate(lines)
-             if (m := re.search(r"BRA.*`\((\.L_\w+)\)", line)) and labels[m[1]] < k]
+             if (m := re.search(r"BRA.*`\((\.L_\w+)\)", line)) and labels[m[1]] < k and not labels[m[1]] < end < k]
     moves = [k for k, line in enumerate(lines) if re.search(r"\b(STL|LDL)\b", line)]
     return any(k in loop for k in moves for loop in loops if len(loop) > 1)
 

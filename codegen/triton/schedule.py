@@ -58,7 +58,7 @@ HALF: dict[str, dict[int, tuple[Config, ...]]] = {
         256: (Config(64, 32, 32, 8, 2), Config(32, 32, 32, 8, 2)),
     },
 }
-HALF["sm100"] = HALF["sm90"] | {0: HALF["sm90"][0][1:], 256: (Config(64, 32, 64, 8, 2), Config(32, 32, 64, 8, 2))}
+HALF["sm100"] = HALF["sm90"] | {0: (*HALF["sm90"][0][1:], Config(64, 64, 64, 8, 3)), 256: (Config(64, 32, 64, 8, 2), Config(32, 32, 64, 8, 2))}
 # For float32 operands, multiplied on the ordinary units: small tiles, everything in registers.
 FULL: dict[int, tuple[Config, ...]] = {
     0: (Config(128, 64, 16, 8, 2), Config(64, 64, 16, 4, 2)),
@@ -179,7 +179,8 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
         return [c for c in (narrowed(c, program, hints) for c in small) if c]
     table = HALF[family(arch)] if half(program) else FULL
     found = table[min(w for w in table if w >= width or w == max(table))]
-    found = tuple(c for c in found if c.row * c.col < LARGE or work(program) <= (LIGHT if c.warps <= 4 else HEAVY))
+    large = LARGE // 2 if width and table is HALF["sm100"] else LARGE     # there a thread holds one row of many columns
+    found = tuple(c for c in found if c.row * c.col < large or work(program) <= (LIGHT if c.warps <= 4 else HEAVY))
     deepest = max((program.extent(d).evaluate(hints) for d in contracted_dims(program)), default=0)
     whole = half(program) and deepest <= (WHOLE if width else WHOLE // 2) and arch.startswith("sm")
     if not whole:

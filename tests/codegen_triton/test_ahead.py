@@ -116,9 +116,10 @@ def test_a_transposed_dot_is_found():
 
 @pytest.mark.parametrize("at, inside", [(0, False), (2, True), (5, False)])
 def test_spills_in_loops_are_told_from_others(at, inside, monkeypatch):
-    """One move to local memory before, in and after a loop; the last line of a kernel branches to itself."""
-    lines = ["FADD R1, R2 ;", ".L_x_0:", "FADD R1, R2 ;", "@P0 BRA `(.L_x_0) ;", "BRA `(.L_x_1) ;", "EXIT ;", ".L_x_1:",
-             "BRA `(.L_x_1) ;"]
+    """One move to local memory before, in and after a loop. A way back from beyond the last EXIT is no loop, nor is the
+    last line of a kernel, which branches to itself."""
+    lines = ["FADD R1, R2 ;", ".L_x_0:", "FADD R1, R2 ;", "@P0 BRA `(.L_x_0) ;", "FADD R1, R2 ;", "FADD R1, R2 ;", "EXIT ;",
+             "BRA `(.L_x_0) ;", ".L_x_1:", "BRA `(.L_x_1) ;"]
     lines[at] = "STL [R1+0x4], R40 ;"
     monkeypatch.setattr("fuse.codegen.triton.ahead.dumped", lambda *_: "\n".join(lines))
     assert spilled_in_loops(b"") is inside
