@@ -58,7 +58,10 @@ HALF: dict[str, dict[int, tuple[Config, ...]]] = {
         256: (Config(64, 32, 32, 8, 2), Config(32, 32, 32, 8, 2)),
     },
 }
-HALF["sm100"] = HALF["sm90"] | {0: (*HALF["sm90"][0][1:], Config(64, 64, 64, 8, 3)), 256: (Config(64, 32, 64, 8, 2), Config(32, 32, 64, 8, 2))}
+HALF["sm100"] = HALF["sm90"] | {
+    0: (*HALF["sm90"][0][1:], Config(64, 64, 64, 8, 3)),
+    256: (Config(64, 32, 64, 8, 2), Config(32, 32, 64, 8, 2)),
+}
 # For float32 operands, multiplied on the ordinary units: small tiles, everything in registers.
 FULL: dict[int, tuple[Config, ...]] = {
     0: (Config(128, 64, 16, 8, 2), Config(64, 64, 16, 4, 2)),
