@@ -15,10 +15,12 @@ from fuse.codegen.build import cpu_features
 from fuse.codegen.cpu.arguments import Launch, arguments
 from fuse.codegen.launch import shapes_of
 from fuse.codegen.tile import Affine, TileProgram
+from fuse.ir.size import product
 
 
 NARROW = 2048           # columns
 SPARE = 32 << 20        # bytes
+WAKE = 1 << 14          # elements of all tiles together: below, one thread does them all
 
 
 class Blas(ctypes.Structure):
@@ -92,7 +94,7 @@ class CpuKernel:
         key = (torch.get_num_threads(), strides, tuple(sizes[s] for s in self.symbols))
         if self.last is None or self.last.key != key:
             shapes = shapes_of(self.program, sizes)
-            outer, inner = self.threads()
+            outer, inner = self.threads(sizes)
             by_name = dict(zip((s.name for s in self.program.inputs), strides, strict=True))
             by_name |= {slot.name: contiguous(shape) for slot, (shape, _) in zip(self.program.outputs, shapes, strict=True)}
             arg, work = self.fitting(by_name, sizes, outer)
@@ -121,9 +123,11 @@ class CpuKernel:
         arg = (ctypes.c_int64 * len(values))(*values)
         return arg, self.workspace(arg, ctypes.c_int(outer))
 
-    def threads(self) -> tuple[int, int]:
-        """(outer, inner) threads."""
-        threads, mode = torch.get_num_threads(), self.schedule.parallel
+    def threads(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """(outer, inner) threads: one where waking the others takes longer than the work."""
+        points = product(self.program.axis(a).extent for a in self.program.batch).evaluate(sizes)
+        elements = points * self.program.extent("row").evaluate(sizes) * self.program.extent("col").evaluate(sizes)
+        threads, mode = torch.get_num_threads() if elements >= WAKE else 1, self.schedule.parallel
         if mode not in modes(self.program):
             raise RuntimeError(f"tiles of this region cannot run in parallel over the {mode}: their sums overlap")
         return (1, threads) if mode == "inside" else (threads, 1)
