@@ -182,8 +182,7 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
         return [c for c in (narrowed(c, program, hints) for c in small) if c]
     table = HALF[family(arch)] if half(program) else FULL
     found = table[min(w for w in table if w >= width or w == max(table))]
-    large = LARGE // 2 if width and table is HALF["sm100"] else LARGE     # there a thread holds one row of many columns
-    found = tuple(c for c in found if c.row * c.col < large or work(program) <= (LIGHT if c.warps <= 4 else HEAVY))
+    found = tuple(c for c in found if bearable(c, width, work(program), arch))
     deepest = max((program.extent(d).evaluate(hints) for d in contracted_dims(program)), default=0)
     whole = half(program) and deepest <= (WHOLE if width else WHOLE // 2) and arch.startswith("sm")
     if not whole:
@@ -212,6 +211,14 @@ def family(arch: str) -> str:
     if arch in HALF:
         return arch
     return "gfx942" if arch.startswith("gfx") else "sm100" if arch in ("sm101", "sm103", "sm110") else "sm80"
+
+
+def bearable(c: Config, width: int, total: int, arch: str) -> bool:
+    """Do the registers suffice for `total` work on this tile? An accumulator takes half of them; on sm100 a thread holds
+    many columns of one row, so that vectors along the columns weigh twice."""
+    if width:
+        return c.row * c.col < LARGE // 2 or total <= (HEAVY if family(arch) == "sm100" else 2 * HEAVY)
+    return c.row * c.col < LARGE or total <= (LIGHT if c.warps <= 4 else HEAVY)
 
 
 def work(program: TileProgram) -> int:
