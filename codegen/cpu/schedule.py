@@ -16,16 +16,17 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.cpu.kernel import modes, native_bfloat16
 from fuse.codegen.lower import lower
-from fuse.codegen.tile import TileProgram
+from fuse.codegen.tile import State, TileProgram
 from fuse.ir.expr import Axis
 from fuse.ir.program import Kind, Region
 from fuse.ir.size import Size, product
 from fuse.reasons import Refused
 
-SLAB_BYTES = 128 << 20     # of staged tile values, at most
+SLAB_BYTES = 32 << 20      # of staged tile values: at most this, or SLAB_SHARE of what accumulates beside them
+SLAB_SHARE = 0.4
 UNKNOWN = 1024             # stands for a size without a hint
 INSIDE = {"row": 2048, "col": 2048}
-SLAB = {"row": 256, "col": 1 << 20}
+SLAB = {"row": 512, "col": 1 << 20}       # at fewer than 256 rows the GEMMs are bound by memory
 SPREAD = {"row": 128, "col": 512}
 PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a loop nest, not memory
 
@@ -52,6 +53,7 @@ def turned(region: Region, hints: Mapping[str, int]) -> bool:
     """Whether to exchange stream and grid: what is summed over the grid accumulates in memory, so it should be the smaller."""
     if region.emits or any(c.kind is not Kind.SUM or c.relative_to or c.level for c in region.carries):
         return False
+
     def held(reduced: set[Axis]) -> int:
         return sum(likely(product(a.extent for a in c.axes), hints) for c in region.carries if set(c.over) & reduced)
     now, then = held(set(region.grid)), held(set(region.streams))
@@ -85,12 +87,20 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
         parallel, tile = "inside", dict(INSIDE if products else PLAIN)
     if kind == "slab":
         slabs = (1 if parallel == "inside" else threads) * len(program.levels[0].stage)
-        tile["row"] = max(16, min(tile["row"], SLAB["row"], SLAB_BYTES // max(4 * cols * slabs, 1)))
+        held = 4 * sum(likely(product(a.extent for a in accumulated(program, s)), hints) for s in program.states)
+        budget = max(SLAB_BYTES, int(SLAB_SHARE * held))
+        tile["row"] = max(16, min(tile["row"], SLAB["row"], budget // max(4 * cols * slabs, 1)))
         if parallel == "inside":
             tile["col"] = SLAB["col"]
     tile.update({d: n for d, n in forced.items() if d in tile})
     half = any(slot.dtype == "bfloat16" for slot in program.inputs) and native_bfloat16()
     return Schedule(kind, tuple(tile.items()), parallel, (("native", 1),) if half else ())
+
+
+def accumulated(program: TileProgram, state: State) -> list[Axis]:
+    """The axes of a state that lives in memory of its full shape; those of any other are none."""
+    names = state.keeps + tuple(a for d in state.dims for a in program.dims[d])
+    return [program.axis(a) for a in names] if state.scope == "grid" else []
 
 
 def deep(program: TileProgram, hints: Mapping[str, int]) -> int:
