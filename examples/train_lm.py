@@ -119,15 +119,26 @@ def batches(options: argparse.Namespace) -> Iterator[torch.Tensor]:
         yield torch.stack([tokens[start : start + options.seq] for start in starts.tolist()]).to(options.device)
 
 
-def train(arm: str, options: argparse.Namespace) -> Result:
-    torch.manual_seed(0)
-    model = build_model(options)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
-
+def loss_function(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     def loss_of(x: torch.Tensor) -> torch.Tensor:
         # Only the loss leaves: what leaves a compiled function has to be stored, and the logits are the largest value.
         return model(input_ids=x, labels=x, use_cache=False).loss
 
+    return loss_of
+
+
+def step() -> tuple[Callable[[torch.Tensor], torch.Tensor], tuple[torch.Tensor]]:
+    """What is compiled, for `fuse inspect examples/train_lm.py:step`."""
+    options = parse([])
+    tokens = torch.randint(VOCABULARY, (options.batch, options.seq), device=options.device)
+    return loss_function(build_model(options)), (tokens,)
+
+
+def train(arm: str, options: argparse.Namespace) -> Result:
+    torch.manual_seed(0)
+    model = build_model(options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
+    loss_of = loss_function(model)
     compiled = loss_of if arm == "eager" else torch.compile(loss_of, backend=arm, fullgraph=True)
     losses, seconds, memory = [], [], PeakMemory(options.device)
     for index, x in enumerate(track(batches(options), f"{arm:>8}", options.steps, console=CONSOLE)):
@@ -217,7 +228,7 @@ def arm_names(text: str) -> list[str]:
     return names
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", type=arm_names, default=list(ARMS), help="comma-separated (default: all three)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -228,7 +239,7 @@ def parse() -> argparse.Namespace:
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value, help="(default %(default)s)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.steps < 3 or min(vars(options)[name] for name in sizes) < 1:
         parser.error("--steps must be at least 3 (one compiles, one warms up) and every size at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -11,6 +11,8 @@
     torch._inductor.config                       a user's own custom passes, to run beside ours
     torch._C._AutoDispatchBelowAutograd          calls the op below autograd, as register_autograd does
     torch._C._DisableAutocast                    ambient autocast must not reach into fuse's own torch operations
+    GraphModule.compile_subgraph_reason          why and where Dynamo ended a graph
+    torch._assert_async                          an index out of range is found on the device
     torch._C._len_torch_function_stack           modes that may change what a function means
     torch._guards.tracing                        a trace of one node must not meet AOTAutograd's fake mode
     torch.fx.experimental.proxy_tensor           make_fx, which also records ops whole (pre_dispatch)
@@ -42,6 +44,7 @@ without_autocast = torch._C._DisableAutocast
 OpOverload = torch._ops.OpOverload
 HigherOrderOperator = torch._ops.HigherOrderOperator
 CustomGraphPass = _CustomGraphPass
+assert_on_device = torch._assert_async
 
 
 def memory_of(tensor: torch.Tensor) -> int:
@@ -102,6 +105,15 @@ def counters() -> Any:
 def graph_breaks() -> dict[str, int]:
     """Reasons for graph breaks so far, with counts."""
     return dict(torch_counters["graph_break"])
+
+
+def break_after(gm: GraphModule) -> dict[str, str]:
+    """{why: the user's file:line} of the graph break that ended `gm`, if one did."""
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break or not reason.user_stack:
+        return {}
+    frame = reason.user_stack[-1]
+    return {reason.reason: f"{frame.filename}:{frame.lineno}"}
 
 
 def uncompiled(fn: Any) -> Any:

@@ -23,14 +23,14 @@ def _table(*rows: tuple[str, str, str]) -> dict[str, Reason]:
 
 REASONS = _table(
     # what leaves the virtual value
-    ("ESCAPES", "the large value is itself an output of the compiled function",
-     "compile a step that returns only what you use, for example the loss"),
+    ("ESCAPES", "the large value itself leaves the compiled graph",
+     "return only what you use, for example the loss; a graph break after the large value has the same effect"),
     ("OTHER_USER", "the large value is read by something that is not a reduction, so it has to be stored",
      "reduce it first, or compute that part in another function"),
     ("NOT_A_REDUCTION", "an operation on the large value cannot be streamed along one axis",
-     "see the operation named in the detail"),
+     "the report names the operation in parentheses"),
     ("EXITS_TOO_BIG", "what leaves the large value is about as large as the value itself", "nothing: there is nothing to save"),
-    ("TOO_SMALL", "the large value is below min_virtual_bytes, so storing it is cheaper than recomputing it",
+    ("TOO_SMALL", "the value is below min_virtual_bytes: storing it is cheaper than recomputing it",
      'lower options={"min_virtual_bytes": ...} to force it'),
     ("NOT_WORTH_IT", "recomputing the value costs more than moving it",
      'options={"min_virtual_bytes": 0} switches the cost test off'),
@@ -48,7 +48,7 @@ REASONS = _table(
     ("MIXES_GRID_AXIS", "two large values are contracted over an axis that is neither streamed nor reduced", "nothing yet"),
     ("NOT_SEPARABLE", "a reduction needs the final statistics of the sweep it would join", "nothing: it takes one more sweep"),
     ("NOT_DIFFERENTIABLE", "an operation in the region has no derivative rule", "detach the value, or report the operation"),
-    ("TARGET_LACKS", "the target has no way to emit an operation or shape of this region", "try another target"),
+    ("TARGET_LACKS", "fuse makes no kernel for a region of this kind yet", "nothing yet; Inductor compiles it as before"),
     ("NO_COMPILER", "no C++ compiler was found, so the tiled path in plain torch is used", "install g++ or set CXX"),
     ("BUILD_FAILED", "the generated kernel did not build", "please report it with the kernel's source"),
     ("LAUNCH_FAILED", "the kernel failed when it was launched; the tiled path in plain torch is used instead",
@@ -56,6 +56,16 @@ REASONS = _table(
     ("INTERNAL", "fuse raised an unexpected error", "please report it with the traceback"),
     ("FUEL", "the optimisation fuel was used up", 'raise options={"fuel": ...}'),
 )
+
+
+def size_text(count: int) -> str:
+    """12345678 -> '11.8 MiB'"""
+    value, unit = float(count), "bytes"
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
 
 
 class Miss:

@@ -5,8 +5,9 @@ writes the same report to the logger `fuse` (INFO: one line per graph), to TORCH
 """
 from __future__ import annotations
 
+import linecache
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from fuse import private
 from fuse.ir.kinds import KINDS, kind_of, kinds_of
-from fuse.reasons import Miss
+from fuse.reasons import Miss, size_text
 
 __all__ = ["KINDS", "GraphReport", "RegionReport", "Report", "explain", "kind_of", "kinds_of"]
 SCHEMA_VERSION = 1
@@ -97,39 +98,61 @@ class Report:
     def __str__(self) -> str:
         count = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
         lines = [f"{count}, {len(self.regions)} fused, {len(self.misses)} declined"]
-        lines += [f"graph break: {reason}" for reason in self.graph_breaks]
+        lines += ["\n" + _indented(f"graph break: {reason}") for reason in self.graph_breaks]
         for i, graph in enumerate(self.graphs):
             lines.append(f"\ngraph {i} ({graph.nodes} nodes)")
             for region in graph.regions:
                 lines += _region_lines(region)
-            for miss in graph.misses:
-                lines += _miss_lines(miss)
+            for miss, times in _grouped(graph.misses):
+                lines += _miss_lines(miss, times)
+            if not graph.regions and not graph.misses:
+                lines.append("  no value in it is much larger than what it is made from")
         return "\n".join(lines)
 
 
 def _region_lines(region: RegionReport) -> list[str]:
     schedules = ", ".join(f"{name} {schedule}" for name, schedule in region.schedules.items())
-    rows = [("at", region.where or "?"), ("streams", ", ".join(region.streams)), ("reads", "; ".join(region.inputs)),
-            ("gives", "; ".join(region.outputs)), ("not stored", size_text(region.bytes_saved)),
-            ("flops", f"{region.flops:.3g}" if region.flops else ""), (region.target or "target", schedules)]
+    rows = [("at", _place(region.where)), ("walks", ", ".join(f"{s.rpartition(':')[2]} positions" for s in region.streams)),
+            ("reads", _types(region.inputs)), ("gives", _types(region.outputs)), ("not stored", size_text(region.bytes_saved)),
+            ("forward", f"{region.flops / 1e9:.3g} GFLOP" if region.flops else ""),
+            ("kernels", f"{region.target}: {schedules}" if schedules else region.target)]
     rows += [("note", str(note)) for note in region.notes]
     return [f"  FUSED     {', '.join(region.kinds)}"] + [f"    {name:<11}{text}" for name, text in rows if text]
 
 
-def _miss_lines(miss: Miss) -> list[str]:
+def _miss_lines(miss: Miss, times: int) -> list[str]:
     detail = f" ({miss.detail})" if miss.detail else ""
-    rows = [("at", miss.where or "?"), ("cause", miss.reason.cause + detail), ("hint", miss.reason.hint)]
-    return [f"  DECLINED  {miss.code}"] + [f"    {name:<11}{text}" for name, text in rows]
+    rows = [("at", _place(miss.where)), ("cause", miss.reason.cause + detail), ("hint", miss.reason.hint)]
+    count = f" ({times} times)" if times > 1 else ""
+    return [f"  DECLINED  {miss.code}{count}"] + [f"    {name:<11}{text}" for name, text in rows]
 
 
-def size_text(count: int) -> str:
-    """12345678 -> '11.8 MiB'"""
-    value, unit = float(count), "bytes"
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+def _grouped(misses: list[Miss]) -> list[tuple[Miss, int]]:
+    """Equal refusals once, with their number; what is merely small comes last."""
+    counts: dict[tuple[str, str | None, str], tuple[Miss, int]] = {}
+    for miss in misses:
+        key = miss.code, miss.where, miss.detail
+        first, times = counts.get(key, (miss, 0))
+        counts[key] = first, times + 1
+    return sorted(counts.values(), key=lambda found: found[0].code == "TOO_SMALL")
+
+
+def _place(where: str | None) -> str:
+    """'model.py:12   loss = ...', with the line itself where the file can be read."""
+    file, _, line = (where or "").rpartition(":")
+    text = linecache.getline(file, int(line)).strip() if file and line.isdigit() else ""
+    return f"{where}   {text}" if text else where or "?"
+
+
+def _types(buffers: Iterable[str]) -> str:
+    """'x0: float32[3, 4]' -> 'float32[3, 4]': the names are the compiler's own."""
+    return "; ".join(b.rpartition(": ")[2] for b in buffers)
+
+
+def _indented(text: str) -> str:
+    """A message of several lines without what only its authors need."""
+    lines = [line for line in text.splitlines() if line.strip() and "Developer debug context" not in line]
+    return "\n".join([lines[0], *(f"  {line.strip()}" for line in lines[1:])])
 
 
 def publish(report: GraphReport) -> None:
@@ -156,11 +179,15 @@ def explain(fn: Callable[..., Any], *args: Any, fuse_options: dict[str, Any] | N
 
     chosen, report = Options.parse(fuse_options), Report()
 
+    places: dict[str, str] = {}
+
     def collect(gm: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
         report.graphs.append(fuse_graph(private.untouched_copy(gm), chosen))
+        places.update(private.break_after(gm))
         return gm.forward
     before = private.graph_breaks()
     compiled: Callable[..., Any] = torch.compile(private.uncompiled(fn), backend=collect)
     compiled(*args, **kwargs)
-    report.graph_breaks = [reason for reason, count in private.graph_breaks().items() if count > before.get(reason, 0)]
+    found = [reason for reason, count in private.graph_breaks().items() if count > before.get(reason, 0)]
+    report.graph_breaks = [f"{places[reason]}: {reason}" if reason in places else reason for reason in found]
     return report

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
+from fuse.codegen import Capabilities
 from fuse.frontend.shadow import where as place_of
 from fuse.frontend.symbols import shape_of, symbol_hints
 from fuse.ir.expr import Axis, Buffer, cast, const, dot, lse, make, read, sum_, where
@@ -94,9 +95,7 @@ def install(monkeypatch: Any) -> Kernels:
 
 class Target:
     name = "stand-in"
-
-    class capabilities:
-        shared = True
+    capabilities = Capabilities(*[frozenset()] * 4)
 
 
 def quick(gm: torch.fx.GraphModule, example_inputs: Any, *_: Any, **__: Any) -> Any:

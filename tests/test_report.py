@@ -15,7 +15,8 @@ from fuse.ir.kinds import kind_of, kinds_of
 from fuse.ir.program import Carry, Kind, Output, Program, Region, Term
 from fuse.ir.size import Size
 from fuse.passes import PIPELINE, Context, compile_program
-from fuse.report import SCHEMA_VERSION, size_text
+from fuse.reasons import Miss, size_text
+from fuse.report import SCHEMA_VERSION, GraphReport, Report
 from tests import stand_in
 
 N, V, D = 37, 101, 16
@@ -54,7 +55,8 @@ def test_explain_lists_refusals(kernels):
     report = fuse.explain(refused, *data())
     assert [m.code for m in report.misses] == ["NOT_A_REDUCTION"] and not report.regions
     text = str(report)
-    assert "DECLINED  NOT_A_REDUCTION" in text and f"{__file__}:" in text and "hint" in text
+    assert "DECLINED  NOT_A_REDUCTION" in text and "hint" in text
+    assert f"{__file__}:{line_of('F.cross_entropy(h @ W.T, y)')}   return F.cross_entropy(h @ W.T, y)" in text
 
 
 def test_explain_counts_and_compiles_nothing_else(kernels, monkeypatch):
@@ -85,7 +87,26 @@ def test_explain_reports_graph_breaks(kernels):
         torch._dynamo.graph_break()
         return step(h, W, y)
     report = fuse.explain(broken, *data())
-    assert len(report.graphs) == 2 and len(report.graph_breaks) == 1 and "graph break:" in str(report)
+    assert len(report.graphs) == 2 and len(report.graph_breaks) == 1
+    assert f"graph break: {__file__}:{line_of('torch._dynamo.graph_break()')}: " in str(report)
+    assert "Developer debug context" not in str(report)
+
+
+def test_equal_refusals_are_one_and_what_is_merely_small_comes_last():
+    small, other = Miss("TOO_SMALL", "model.py:3", "4 bytes"), Miss("ESCAPES", "model.py:7", "logits")
+    lines = [line.strip() for line in str(Report([GraphReport(misses=[small, other, small])])).splitlines()]
+    assert [line for line in lines if "DECLINED" in line] == ["DECLINED  ESCAPES", "DECLINED  TOO_SMALL (2 times)"]
+    assert "at         model.py:7" in lines, "a file that cannot be read is named all the same"
+
+
+def test_a_graph_without_large_values_says_so():
+    assert "no value in it is much larger" in str(Report([GraphReport(nodes=3)]))
+
+
+def test_a_module_called_from_nowhere_is_named():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 8))
+    misses = fuse.explain(model, torch.randn(32, 8)).misses
+    assert misses[0].where == "module 0 (Linear)"
 
 
 def test_explain_passes_on_what_the_function_raises(kernels):

@@ -25,7 +25,7 @@ from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import product_of
 from fuse.frontend.value import Value, called, example, where
 from fuse.frontend.views import source
-from fuse.reasons import Miss, Refused
+from fuse.reasons import Miss, Refused, size_text
 
 AMPLIFICATION = 2        # an anchor's result against its smaller operand; the anchors' results against what leaves
 NARROWEST, WIDEST = 0.25, 2.1     # how far a value's size may be from its anchor's to belong to the closure
@@ -107,7 +107,7 @@ def _bytes(node: fx.Node) -> int:
 
 
 def _too_small(node: fx.Node, floor: int) -> Miss:
-    return Miss("TOO_SMALL", where(node), lambda: f"{node.name} holds {_bytes(node)} bytes, the limit is {floor}")
+    return Miss("TOO_SMALL", where(node), lambda: f"{size_text(_bytes(node))}; the limit is {size_text(floor)}")
 
 
 # ---- anchors ----------------------------------------------------------------------------------------------------
@@ -354,15 +354,16 @@ def _exits(shadow: Shadow, group: _Group, dependent: frozenset[fx.Node]) -> tupl
 
 def _check_exit(shadow: Shadow, node: fx.Node, virtual: set[fx.Node]) -> None:
     """A user of a virtual value that is not large itself must be made of ops that have a rule."""
-    name = called(node) or str(node.target)
+    operand = next((a.name for a in node.all_input_nodes if a in virtual), "it")
+    use = f"{called(node) or node.target} of {operand}"
     stack = list(flat(shadow.value(node)))
     if not stack:
-        raise Refused(Miss("OTHER_USER", where(node), lambda: f"{node.name} = {name}(...)"))
+        raise Refused(Miss("OTHER_USER", where(node), use))
     while stack:
         v = stack.pop()
         if kind_of(v) == "" and (v.op is None or _touches(v, virtual)):
             code = v.opaque if v.op is None and v.opaque not in ("", "UNSUPPORTED_OP") else "OTHER_USER"
-            raise Refused(Miss(code, where(node), f"{node.name} = {name}(...)" if v.op is None else f"aten.{v.op}"))
+            raise Refused(Miss(code, where(node), use))
         stack += [s for s in v.sources() if s.node is node]
 
 

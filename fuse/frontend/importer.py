@@ -295,7 +295,8 @@ class _Importer:
         nodes = tuple(node for node, _ in pull.inputs)
         buffers = tuple(pull.inputs.values())
         hints = symbol_hints(example(n) for n in (*nodes, *candidate.exits))
-        program = bind_sizes(Program(buffers, outputs, anchors=anchors, checks=tuple(pull.checks), hints=tuple(sorted(hints.items()))), candidate.where)
+        program = Program(buffers, outputs, anchors=anchors, checks=tuple(pull.checks), hints=tuple(sorted(hints.items())))
+        program = bind_sizes(program, candidate.where)
         return Imported(program, nodes, candidate.exits, candidate.anchors, candidate, candidate.where)
 
     def _exit(self, k: int, node: fx.Node) -> Output:

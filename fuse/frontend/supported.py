@@ -55,7 +55,7 @@ def supported(candidate: Candidate) -> Miss | None:
         return Miss("TARGET_LACKS", candidate.where, f"{len(candidate.anchors)} contractions in one region: {names}")
     for node in candidate.exits:
         for _ in contractions(candidate.shadow.value(node)):
-            return Miss("TARGET_LACKS", where(node), f"{node.name} contracts the virtual value with another tensor")
+            return Miss("TARGET_LACKS", where(node), f"{node.name} contracts the large value with another tensor")
     return None
 
 
@@ -71,12 +71,12 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
     for node in topological(roots):
         if _knife_edge(node, anchor):
             return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
-                        "the virtual value is compared with its own maximum, which one rounding decides")
+                        "the large value is compared with its own maximum, which one rounding decides: use argmax")
         virtual = [a for a in node.args if anchor <= set(a.axes)]
         if not virtual:
             continue
         if node.op in ("scan", "shift"):
-            return Miss("TARGET_LACKS", candidate.where, f"a {node.op} over the virtual value")
+            return Miss("TARGET_LACKS", candidate.where, f"a {node.op} over the large value")
         gone = _swept(node) & anchor
         if not gone:
             continue
@@ -85,9 +85,9 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
         streams = gone if streams is None else streams & gone
         if not streams:
             return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
-                        "the virtual value is reduced along two different axes")
+                        "the large value is reduced along two different axes")
     if not streams:
-        return Miss("NOT_A_REDUCTION", candidate.where, "nothing reduces the virtual value")
+        return Miss("NOT_A_REDUCTION", candidate.where, "nothing reduces the large value")
     for root in roots:
         if anchor <= set(root.axes):
             return Miss("ESCAPES", candidate.where)

@@ -80,14 +80,18 @@ def _values(arg: Any) -> Iterator[Value]:
 
 
 def where(node: fx.Node) -> str | None:
-    """The user's file:line that made the node: the innermost frame outside torch."""
+    """The user's file:line that made the node: the innermost frame outside torch. Else the module that did."""
     trace = node.meta.get("stack_trace") or ""
     frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
     for frame in reversed(frames):
         path, _, rest = frame[6:].partition('"')
         if "/torch/" not in path or "site-packages" not in path:
             return f"{path}:{rest.split('line ')[1].split(',')[0]}" if "line " in rest else path
-    return None
+    modules = list((node.meta.get("nn_module_stack") or {}).values())
+    if not modules:
+        return None
+    name, kind = modules[-1]
+    return f"module {name.partition('.')[2] or name} ({getattr(kind, '__name__', kind)})"
 
 
 def called(node: fx.Node) -> str:

@@ -22,7 +22,7 @@ from fuse.ir.program import Check, Define, Output, Program, Region, Step
 from fuse.ir.reference import run_region
 from fuse.log import fail, miss_of
 from fuse.passes import Plan, restrict
-from fuse.private import memory_of
+from fuse.private import assert_on_device, memory_of
 from fuse.reasons import Miss
 
 Needs = tuple[bool, ...]
@@ -254,7 +254,7 @@ def hold(check: Check, env: Mapping[str, Tensor], sizes: Sizes) -> None:
     index, extent = evaluator.value(check.index), evaluator.extent(check.extent)
     inside = (index >= 0) & (index < extent)
     if inside.device.type != "cpu":
-        torch._assert_async(inside.all())
+        assert_on_device(inside.all())
     elif not inside.all():
         error, text = OUT_OF_RANGE[check.op]
         raise error(text.format(index=int(index[~inside].view(-1)[0]), extent=extent))
