@@ -17,7 +17,6 @@ from fuse.codegen.launch import shapes_of
 from fuse.codegen.tile import Affine, TileProgram
 from fuse.ir.size import product
 
-
 NARROW = 2048           # columns
 SPARE = 32 << 20        # bytes
 WAKE = 1 << 14          # elements of all tiles together: below, one thread does them all
