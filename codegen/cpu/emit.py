@@ -227,8 +227,8 @@ class Emitter:
         others = self.below([v for v in roots if v.id != value.id])
         for i in self.below([value]) - others - kept:
             source = self.program.defines[i].out
-            array = self.ctx.array(source, col)
-            if array is not None and self.ctx.is_stored(source) and (array.layout, array.ctype) == (value.dims, self.ctx.ctype(value)):
+            array = self.ctx.array(source, col) if self.ctx.is_stored(source) else None
+            if array is not None and (array.layout, array.ctype) == (value.dims, self.ctx.ctype(value)):
                 return array
         return None
 
