@@ -95,12 +95,13 @@ def _lower_moment(c: Carry, of: Carry) -> bool:
 def cut(program: Program, backward_regions: Collection[str]) -> tuple[Program, Program | None, tuple[str, ...]]:
     """(forward, backward, saved) from the joint program; a step is backward if it is named so or reads one that is."""
     late, late_names = set[int](), set(program.cotangents)
+    reads = [names_read(step) for step in program.steps]
     for i, step in enumerate(program.steps):
         named = isinstance(step, Region) and step.name in backward_regions
-        if named or names_read(step) & late_names:
+        if named or reads[i] & late_names:
             late.add(i)
             late_names |= set(stores(step))
-    late |= _only_for_backward(program, late)
+    late |= _only_for_backward(program, late, reads)
     results = tuple(o for o in program.outputs if o.gradient_of is None)
     gradients = tuple(o for o in program.outputs if o.gradient_of is not None)
     early_steps = tuple(s for i, s in enumerate(program.steps) if i not in late)
@@ -108,14 +109,14 @@ def cut(program: Program, backward_regions: Collection[str]) -> tuple[Program, P
     if not gradients:
         return _needed(replace(program, steps=early_steps), results, ()), None, ()
     back = _needed(replace(program, steps=late_steps, checks=()), gradients, ())
-    read = set().union(*(names_read(s) for s in late_steps), _buffers([e for o in gradients for t in o.terms
-                                                                     for e in (*t.index, t.value)]))
+    read = set().union(*(reads[i] for i in late),
+                       _buffers([e for o in gradients for t in o.terms for e in (*t.index, t.value)]))
     saved = tuple(n for s in early_steps for n in stores(s) if n in read)
     ahead = _needed(replace(program, steps=early_steps), results, saved)
     return ahead, replace(back, inputs=back.inputs + _saved_buffers(back, saved)), saved
 
 
-def _only_for_backward(program: Program, late: set[int]) -> set[int]:
+def _only_for_backward(program: Program, late: set[int], reads: list[set[str]]) -> set[int]:
     """Defines that only backward steps read move there, so that nothing is kept alive for them."""
     moved: set[int] = set()
     outputs = _buffers([e for o in program.outputs if o.gradient_of is None for t in o.terms for e in (*t.index, t.value)])
@@ -123,7 +124,7 @@ def _only_for_backward(program: Program, late: set[int]) -> set[int]:
         step = program.steps[i]
         if i in late or not isinstance(step, Define):
             continue
-        readers = [j for j, s in enumerate(program.steps) if step.name in names_read(s)]
+        readers = [j for j, names in enumerate(reads) if step.name in names]
         if step.name not in outputs and all(j in late or j in moved for j in readers):
             moved.add(i)
     return moved

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is not None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["FUSE_CACHE_DIR"] = str(Path(scratch) / "fuse")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(scratch) / f"inductor-{worker or 'main'}")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(scratch) / "inductor")    # its precompiled headers take 10 s
 
 
 @pytest.fixture(autouse=True)

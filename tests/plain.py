@@ -32,6 +32,14 @@ def without_inductor(monkeypatch):
 
 
 @pytest.fixture
+def without_aot(monkeypatch):
+    """What fuse leaves runs as it stands, op by op under ordinary autograd."""
+    from fuse import private
+
+    monkeypatch.setattr(private, "inductor", lambda gm, inputs, patches: gm.forward)
+
+
+@pytest.fixture
 def quick_builds(monkeypatch):
     """Kernels in half the compile time. What -O3 makes of them is tested on the regions of tests/codegen and by `make slow`."""
     from fuse.codegen import build

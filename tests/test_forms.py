@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from tests.forms_vocab import FORMS, Form, arguments
 from tests.frontend.tracing import Float64
-from tests.plain import without_inductor  # noqa: F401 (fixture)
+from tests.plain import quick_builds, without_inductor  # noqa: F401 (fixtures)
 
 SLACK = {torch.float32: 2e-6, torch.bfloat16: 2.0 ** -8, torch.float16: 2.0 ** -11, torch.float64: 1e-12}
 
@@ -71,8 +71,17 @@ def judge(form: Form, **options):
     return counters["fuse"]["fused"]
 
 
-@pytest.mark.parametrize("name", [n for n, f in FORMS.items() if not f.raises])
-def test_form_is_right_and_fused(name, without_inductor):  # noqa: F811
+RIGHT = [n for n, f in FORMS.items() if not f.raises]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_form_is_right_and_fused(name, quick_builds, without_inductor):  # noqa: F811
+    assert judge(FORMS[name]) == FORMS[name].regions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RIGHT)
+def test_form_in_optimised_kernels(name, without_inductor):  # noqa: F811
     assert judge(FORMS[name]) == FORMS[name].regions
 
 
@@ -86,5 +95,5 @@ def test_what_eager_cannot_differentiate_fuse_cannot_either(name, without_induct
 
 
 @pytest.mark.parametrize("name", [n for n, f in FORMS.items() if f.regions and f.dtype is torch.float32][::4])
-def test_recomputed(name, without_inductor):  # noqa: F811
+def test_recomputed(name, quick_builds, without_inductor):  # noqa: F811
     assert judge(FORMS[name], schedule="recompute", tile={"row": 7, "col": 50}) == FORMS[name].regions

@@ -213,17 +213,20 @@ def lse(x: Expr, axis: Axis) -> Expr:
 def topological(roots: Iterable[Expr], leaves: Container[Expr] = ()) -> list[Expr]:
     """Every expression below `roots`, arguments first, each once; what lies below `leaves` is left out."""
     order: list[Expr] = []
-    seen: set[int] = set()
-    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(list(roots))]
+    seen: set[Expr] = set()
+    stack: list[Expr | tuple[Expr]] = [*roots]
+    stack.reverse()
     while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            stack.append((node, True))
-            if node not in leaves:
-                stack.extend((a, False) for a in reversed(node.args) if id(a) not in seen)
+        node = stack.pop()
+        if isinstance(node, tuple):            # its arguments are done
+            order.append(node[0])
+        elif node not in seen:
+            seen.add(node)
+            if not node.args or node in leaves:
+                order.append(node)
+            else:
+                stack.append((node,))
+                stack += node.args[::-1]
     return order
 
 

@@ -44,6 +44,7 @@ class _Verifier:
         self.buffers: dict[str, Buffer] = {}
         self.axes: dict[str, Axis] = {}
         self.checked: set[Expr] = set()
+        self.outside: set[Expr] = set()                           # checked to be computable outside of a region
         self.anchors = frozenset(program.anchors) if program.steps else frozenset()
 
     def fail(self, message: str) -> NoReturn:
@@ -94,7 +95,7 @@ class _Verifier:
     # ---- expressions ----------------------------------------------------------------------------------------------
 
     def expressions(self, roots: Iterable[Expr]) -> None:
-        for node in topological(roots):
+        for node in topological(roots, self.checked):
             if node not in self.checked:
                 self.checked.add(node)
                 self.expression(node)
@@ -130,7 +131,8 @@ class _Verifier:
         """What is evaluated densely reads stored values only."""
         roots = list(roots)
         self.expressions(roots)
-        for node in topological(roots):
+        for node in topological(roots, self.outside):
+            self.outside.add(node)
             if node.op == "carry":
                 self.fail(f"carry {node['name']} is read outside a region, expected a read of what it stores")
             if node in self.anchors:

@@ -11,6 +11,7 @@ from fuse.codegen.lower import lower
 from fuse.reasons import Refused
 from tests.codegen.check import agrees, reference, strided
 from tests.codegen.regions import BY_NAME, CASES, Case
+from tests.plain import quick_builds  # noqa: F401 (fixture)
 
 TILES = ((4, 8), (5, 37), (64, 64), (1, 1))
 
@@ -49,21 +50,34 @@ def test_tiles_and_threads(case: Case, kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_dtypes(case: Case, dtype: str) -> None:
+def test_dtypes(case: Case, dtype: str, quick_builds: None) -> None:  # noqa: F811
+    check_dtype(case, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_dtypes_in_optimised_kernels(case: Case, dtype: str) -> None:
+    check_dtype(case, dtype)
+
+
+def check_dtype(case: Case, dtype: str) -> None:
     region, env = case.region(dtype), case.inputs(dtype)
     wanted = reference(region, env, case.sizes)
     for kind in kinds(case):
         agrees(region, kernel(case, dtype, kind, (5, 11))(env, case.sizes), wanted)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_strides(case: Case) -> None:
-    for dtype in ("float32", "bfloat16"):
-        region, env = case.region(dtype), case.inputs(dtype)
-        wanted = reference(region, env, case.sizes)
-        for seed in range(2):
-            moved = {name: strided(x, seed) for name, x in env.items()}
-            agrees(region, kernel(case, dtype, tile=(4, 8))(moved, case.sizes), wanted)
+def test_strides(case: Case, dtype: str, request: pytest.FixtureRequest) -> None:
+    if dtype != "float32":
+        request.getfixturevalue("quick_builds")      # as test_dtypes builds it
+    region, env = case.region(dtype), case.inputs(dtype)
+    wanted = reference(region, env, case.sizes)
+    for seed in range(2):
+        moved = {name: strided(x, seed) for name, x in env.items()}
+        agrees(region, kernel(case, dtype, tile=(4, 8))(moved, case.sizes), wanted)
 
 
 @pytest.mark.parametrize("small", [0, 1])
