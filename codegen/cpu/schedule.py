@@ -89,7 +89,7 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
         slabs = (1 if parallel == "inside" else threads) * len(program.levels[0].stage)
         held = 4 * sum(likely(product(a.extent for a in accumulated(program, s)), hints) for s in program.states)
         budget = max(SLAB_BYTES, int(SLAB_SHARE * held))
-        tile["row"] = max(16, min(tile["row"], SLAB["row"], budget // max(4 * cols * slabs, 1)))
+        tile["row"] = max(16, min(tile["row"], SLAB["row"], rows // 2, budget // max(4 * cols * slabs, 1)))
         if parallel == "inside":
             tile["col"] = SLAB["col"]
     tile.update({d: n for d, n in forced.items() if d in tile})
