@@ -24,7 +24,7 @@ _templates: dict[Any, Template] = {}
 
 def lasting(key: Any, node: fx.Node, spec: Any, tensors: Sequence[torch.Tensor]) -> Any:
     """`key` and everything else that the template of the call depends on; None if that cannot be said."""
-    if not _of_torch(node.target) or function_modes():
+    if not _of_torch(node) or function_modes():
         return None
     sizes = [d for t in tensors for d in (*t.shape, *t.stride()) if isinstance(d, torch.SymInt)]
     for leaf in _leaves(spec):
@@ -45,9 +45,10 @@ def _modes(devices: set[str]) -> Any:
             torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled(), autocast)
 
 
-def _of_torch(target: Any) -> bool:
-    """A method of a tensor, an operator, or a function of torch."""
-    return isinstance(target, str) or (getattr(target, "__module__", None) or "torch").partition(".")[0] in ("torch", "_operator")
+def _of_torch(node: fx.Node) -> bool:
+    """A method of a tensor, an operator, or a function of torch; not a module, whose name says nothing of it."""
+    module = getattr(node.target, "__module__", None) or "torch"
+    return node.op == "call_method" or (node.op == "call_function" and module.partition(".")[0] in ("torch", "_operator"))
 
 
 def _leaves(x: Any) -> Iterator[Any]:

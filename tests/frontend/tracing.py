@@ -92,4 +92,4 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     finite = expected.isfinite()
     if not finite.any():
         return 0.0
-    return float((found - expected)[finite].abs().max() / (expected[finite].abs().max() + 1e-30))
+    return float((found - expected)[finite].detach().abs().max() / (expected[finite].detach().abs().max() + 1e-30))
