@@ -80,12 +80,10 @@ class Emitter:
         top.add("const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;",
                 f"const int64_t tasks = {batches} * groups;")
         body = self.task()
-        top.add("#pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)",
-                "for (int64_t task = 0; task < tasks; ++task) {",
-                "  const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;",
+        top.add("share_out(tasks, outer, [&](int64_t task, int64_t thread) {",
                 "  const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);")
         top.lines += indented(self.task_prologue() + body)
-        top.add("}")
+        top.add("});")
         self.states.close_grid(top)
         prologue = [f"{ctype}* const {name} = shared.{name};" for name, ctype, _ in self.ctx.shared.pieces]
         at = top.lines.index("const Shared shared(work, arg);") + 1

@@ -255,6 +255,17 @@ template <class T> INLINE Mat<T> in_place(const T* p, const Walk& i, const Walk&
 INLINE int64_t spare(int64_t m, int64_t n, int64_t di, int64_t dj) {
   return (dj == 1 && di >= n) || (di == 1 && dj >= m) ? 0 : m * n;
 }
+// body(task, thread) for every task. One thread needs no parallel region: it would count as one all the same, and the
+// threads of regions inside a region are started anew each time.
+template <class Body>
+INLINE void share_out(int64_t tasks, int threads, const Body& body) {
+  if (threads > 1) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
+  } else {
+    for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+  }
+}
 // A view of type T on strided elements of type S: the memory itself where BLAS can read it, else a packed copy.
 template <class T, class S>
 SHARED Mat<T> matrix(const S* p, const Walk& i, const Walk& j, int64_t m, int64_t n, T* copy, int threads) {

@@ -18,40 +18,34 @@ import torch
 
 from fuse.codegen import Schedule
 from fuse.codegen.triton import text_of
-from fuse.codegen.triton.chain import SHRINKS, Chain
+from fuse.codegen.triton.chain import REMEDIES, Chain
 from fuse.codegen.triton.kernel import Sweep
-from fuse.codegen.triton.launch import SPILLS, Machine
+from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.module import directory, load
-from fuse.codegen.triton.schedule import halved
+from fuse.codegen.triton.schedule import relieved
 from fuse.codegen.triton.spell import POINTERS
 from fuse.ir.expr import reads_of
 from fuse.ir.program import Region
 
 SHARED_LIMIT = {"sm80": 163 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "sm120": 99 << 10,
                 "gfx942": 64 << 10}
-MOST = 248      # registers of a thread from where on a spill was no choice
 UNITS = {"sm80": 108, "sm90": 132, "sm100": 148, "gfx942": 304}
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one compiled kernel takes: registers per thread, spilled bytes per thread, shared bytes per program.
-
-    `parked`: the spilled bytes are there by the assembler's choice. It keeps a few values that no loop uses in memory
-    while one runs, though there are registers left, so that more programs run at once.
-    """
+    """What one compiled kernel takes: registers per thread, spilled bytes per thread, shared bytes per program."""
 
     kernel: str
     arch: str
     registers: int
     spills: int
     shared: int
-    parked: bool = False
     assembly: Mapping[str, Any] = field(compare=False, repr=False, default_factory=dict)
 
     @property
     def fits(self) -> bool:
-        return (self.spills == 0 or self.parked) and self.shared <= SHARED_LIMIT[self.arch]
+        return self.spills == 0 and self.shared <= SHARED_LIMIT[self.arch]
 
 
 class Recorder:
@@ -64,13 +58,8 @@ class Recorder:
         return lambda *args, **options: self.launches.append((args, options))
 
 
-def usage(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: str) -> list[Usage]:
-    """One row per kernel of `region` under `schedule`, at contiguous inputs of the given sizes."""
-    return [launch.usage for launch in launches(region, schedule, sizes, arch)]
-
-
 def launches(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: str) -> list[Launch]:
-    """The first launch of every kernel."""
+    """The first launch of every kernel of `region`, at contiguous inputs of the given sizes."""
     source, kernels = text_of(region, schedule)
     module = load(source, directory())
     recorders = [Recorder() for _ in kernels]
@@ -80,17 +69,18 @@ def launches(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch:
     return [launched(getattr(module, k.name), k, *r.launches[0], arch) for (_, k), r in zip(kernels, recorders, strict=True)]
 
 
-def settled(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: str) -> tuple[Schedule, list[Usage]]:
-    """As `usage`, after the launcher's own remedy: the tile of a kernel that does not fit is halved, a few times."""
-    for _ in range(SHRINKS + 1):
-        rows = usage(region, schedule, sizes, arch)
-        smaller = schedule
-        for k, row in enumerate(rows):
-            smaller = smaller if row.fits else halved(smaller, k) or smaller
-        if smaller == schedule:
+def settled(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: str) -> tuple[Schedule, list[Launch]]:
+    """What the launcher ends with: a kernel that does not fit is launched otherwise (see `relieved`), a few times."""
+    for _ in range(REMEDIES + 1):
+        found = launches(region, schedule, sizes, arch)
+        other = schedule
+        for k, launch in enumerate(found):
+            use = launch.usage
+            other = other if use.fits else relieved(other, k, use.spills > 0, arch) or other
+        if other == schedule:
             break
-        schedule = smaller
-    return schedule, rows
+        schedule = other
+    return schedule, found
 
 
 def meta_inputs(region: Region, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -111,13 +101,18 @@ class Launch:
     options: dict[str, int]
     arch: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         specialised = (self.signature, self.constants, self.attributes, self.options, self.arch)
         return "\0".join((self.text.partition("(")[2], *map(repr, specialised)))
 
-    @cached_property
+    @property
     def usage(self) -> Usage:
+        if self.key not in _compiled:
+            _compiled[self.key] = self.compiled()
+        return _compiled[self.key]
+
+    def compiled(self) -> Usage:
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
@@ -127,8 +122,10 @@ class Launch:
         source = ASTSource(self.function, self.signature, self.constants, self.attributes)
         kernel = triton.compile(source, target=target, options=self.options)
         registers, spills = measured(kernel, self.arch)
-        parked = cuda and 0 < spills <= 4 * SPILLS and registers < MOST and not spilled_in_loops(kernel.asm["cubin"])
-        return Usage(self.function.__name__, self.arch, registers, spills, kernel.metadata.shared, parked, kernel.asm)
+        return Usage(self.function.__name__, self.arch, registers, spills, kernel.metadata.shared, kernel.asm)
+
+
+_compiled: dict[str, Usage] = {}
 
 
 def launched(function: Any, kernel: Sweep, args: tuple[Any, ...], options: dict[str, Any], arch: str) -> Launch:
@@ -141,7 +138,7 @@ def launched(function: Any, kernel: Sweep, args: tuple[Any, ...], options: dict[
             constants[(k,)] = value
         elif divisible:
             attributes[(k,)] = [["tt.divisibility", 16]]
-    how = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    how: dict[str, int] = {name: options.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in options}
     for k, (name, value) in enumerate(options.items(), len(args)):
         signature[name], constants[(k,)] = "constexpr", value
     return Launch(function, kernel.text, signature, constants, attributes, how, arch)
@@ -165,20 +162,6 @@ def measured(kernel: Any, arch: str) -> tuple[int, int]:
     row = re.search(r"REG:(\d+) STACK:(\d+)", dumped("cuobjdump", "--dump-resource-usage", kernel.asm["cubin"]))
     assert row is not None
     return int(row[1]), int(row[2])
-
-
-def spilled_in_loops(cubin: bytes) -> bool:
-    """Does a loop (what lies between a label and a later branch back to it) move registers to or from local memory?
-
-    What lies beyond the last EXIT is seldom run (waits that take another turn): its ways back are no loops.
-    """
-    lines = dumped("nvdisasm", "-c", cubin).splitlines()
-    labels = {m[1]: k for k, line in enumerate(lines) if (m := re.match(r"(\.L_\w+):", line))}
-    end = max((k for k, line in enumerate(lines) if re.search(r"\bEXIT\b", line)), default=len(lines))
-    loops = [range(labels[m[1]], k) for k, line in enumerate(lines)
-             if (m := re.search(r"BRA.*`\((\.L_\w+)\)", line)) and labels[m[1]] < k and not labels[m[1]] < end < k]
-    moves = [k for k, line in enumerate(lines) if re.search(r"\b(STL|LDL)\b", line)]
-    return any(k in loop for k in moves for loop in loops if len(loop) > 1)
 
 
 def dumped(name: str, option: str, cubin: bytes) -> str:

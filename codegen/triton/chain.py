@@ -11,21 +11,21 @@ from fuse.codegen import Schedule
 from fuse.codegen.triton.kernel import Sweep
 from fuse.codegen.triton.launch import Bound, Machine
 from fuse.codegen.triton.pieces import Piece, Post, Right
-from fuse.codegen.triton.schedule import halved, part
+from fuse.codegen.triton.schedule import part, relieved
 from fuse.codegen.triton.slab import run_slab
 from fuse.codegen.triton.sweep import run_sweep
 from fuse.ir.evaluate import evaluate
 from fuse.ir.program import Kind, Region
 
 REMEMBERED = 16      # bindings kept per region: one for each set of shapes and strides
-SHRINKS = 3
+REMEDIES = 4
 
 
 class Chain:
     """Runs the kernels of a region one after the other: what one stores the next may read.
 
-    A tile that needs more shared memory than the device has, or spills registers, is halved. Tile extents are launch
-    constants, so the text stays what it is.
+    A kernel that needs more shared memory than the device has, or spills registers, is launched otherwise: with all
+    registers, then with tiles of half the size. Both are constants of a launch, so the text stays what it is.
     """
 
     def __init__(self, region: Region, schedule: Schedule, machine: Machine, kernels: list[tuple[Piece, Sweep, Any]],
@@ -33,7 +33,7 @@ class Chain:
         self.region, self.schedule, self.machine, self.kernels, self.source = region, schedule, machine, kernels, source
         self.dtypes = dtypes(region)
         self.bindings: dict[tuple[Any, ...], dict[int, Bound]] = {}
-        self.shrunk: dict[int, int] = {}
+        self.tried: dict[int, int] = {}
 
     def __call__(self, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """What the region stores. RuntimeError if a launch fails."""
@@ -58,7 +58,7 @@ class Chain:
 
     def run(self, k: int, bounds: dict[int, Bound], env: Mapping[str, torch.Tensor],
             sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
-        """Piece number `k`, with smaller tiles if the device has not room for these, or had to spill."""
+        """Piece number `k`, launched otherwise if the device has not room for it, or had to spill."""
         piece, kernel, function = self.kernels[k]
         while True:
             bound = bounds.get(k) or Bound(piece, kernel, part(self.schedule, k), self.machine, env, sizes)
@@ -66,21 +66,21 @@ class Chain:
             try:
                 out = (run_slab if piece.slab else run_sweep)(bound, function)
             except Exception as error:
-                if type(error).__name__ != "OutOfResources" or not self.shrink(k):
+                if type(error).__name__ != "OutOfResources" or not self.relieve(k, spills=False):
                     raise RuntimeError(f"{self.region.name}: {type(error).__name__}: {error}") from error
                 continue
             finally:
                 bound.release()
-            if not bound.spilled or not self.shrink(k):
+            if not bound.spilled or not self.relieve(k, spills=True):
                 bounds[k] = bound
             return out
 
-    def shrink(self, k: int) -> bool:
-        """Halve the tile of piece `k`; False if that has been done often enough."""
-        smaller = halved(self.schedule, k) if self.shrunk.get(k, 0) < SHRINKS else None
-        if smaller is None:
+    def relieve(self, k: int, spills: bool) -> bool:
+        """Another schedule for piece `k`; False if there is none, or that has been done often enough."""
+        other = relieved(self.schedule, k, spills, self.machine.arch) if self.tried.get(k, 0) < REMEDIES else None
+        if other is None:
             return False
-        self.schedule, self.shrunk[k] = smaller, self.shrunk.get(k, 0) + 1
+        self.schedule, self.tried[k] = other, self.tried.get(k, 0) + 1
         for bounds in self.bindings.values():
             bounds.pop(k, None)
         return True

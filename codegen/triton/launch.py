@@ -17,7 +17,6 @@ from fuse.codegen.triton.pieces import Piece
 Env = Mapping[str, Tensor]
 INT32 = 2 ** 31 - 1
 PARTS = 2 ** 26       # bytes of partial results at a time
-SPILLS = 16            # words per thread that a kernel may spill before its tile is made smaller
 WIDEST = 1024        # extent that one tile may have: schedules are chosen on hints, and sizes may turn out otherwise
 
 
@@ -179,8 +178,13 @@ class Bound:
         arguments = [self.argument(what, window) for what in self.kernel.arguments.values()]
         constants = {name: self.constant(what, window) for name, what in self.kernel.constants.items()}
         kernel = function[(tiles * window.splits * self.batch, chunks)](
-            *arguments, **constants, num_warps=self.schedule.knob("warps", 4), num_stages=self.schedule.knob("stages", 2))
-        self.spilled = self.spilled or getattr(kernel, "n_spills", 0) > SPILLS
+            *arguments, **constants, **self.compilation())
+        self.spilled = self.spilled or getattr(kernel, "n_spills", 0) > 0
+
+    def compilation(self) -> dict[str, int]:
+        """Triton's own options."""
+        limit = {"maxnreg": self.schedule.knob("registers")} if self.schedule.knob("registers") else {}
+        return {"num_warps": self.schedule.knob("warps", 4), "num_stages": self.schedule.knob("stages", 2), **limit}
 
     def windows(self) -> list[Window]:
         """The whole piece, its columns split until the machine is full, in rounds whose partial results take `PARTS`."""

@@ -72,8 +72,9 @@ NO_DOT: dict[int, tuple[Config, ...]] = {
     2: (Config(8, 128, 0, 4, 3), Config(1, 256, 0, 4, 3)),
     3: (Config(1, 64, 0, 4, 3), Config(1, 16, 0, 4, 2)),
 }
+REGISTERS, REGISTER_FILE = 255, 65536      # of a thread at most; of a multiprocessor (NVIDIA)
 CUBE: tuple[Config, ...] = (Config(16, 16, 16, 4, 2),)
-KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single", "parts")
+KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single", "parts", "registers")
 
 
 def candidates(region: Region, hints: Mapping[str, int], arch: str, options: Any) -> Sequence[Schedule]:
@@ -123,9 +124,16 @@ def part(schedule: Schedule, piece: int) -> Schedule:
     return replace(schedule, tile=seen(schedule.tile), knobs=seen(schedule.knobs))
 
 
-def halved(schedule: Schedule, piece: int) -> Schedule | None:
-    """The schedule with the longer side of that piece's tile halved, or None below 16 x 16."""
+def relieved(schedule: Schedule, piece: int, spills: bool, arch: str) -> Schedule | None:
+    """What that piece is tried with next if its kernel does not fit; None if its tile is 16 x 16 already.
+
+    First every register that a thread can have: left alone, NVIDIA's assembler keeps a few values in memory so that more
+    programs run at once. Then half of the tile's longer side.
+    """
     mine = part(schedule, piece)
+    if spills and arch.startswith("sm") and not mine.knob("registers"):
+        most = min(REGISTERS, REGISTER_FILE // (32 * mine.knob("warps", 4)))
+        return replace(schedule, knobs=(*schedule.knobs, (f"registers.{piece}", most)))
     side = "row" if mine.extent("row") >= mine.extent("col") else "col"
     if mine.extent(side) <= 16:
         return None

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fuse.runtime.plan as plan
 from fuse.codegen import Schedule
 from fuse.codegen.triton import Triton
-from fuse.codegen.triton.ahead import UNITS, Launch, launches
+from fuse.codegen.triton.ahead import UNITS, Launch, settled
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.schedule import part
 from fuse.frontend import find
@@ -55,19 +55,20 @@ class Row:
     def __str__(self) -> str:
         u, s = self.launch.usage, part(self.schedule, self.number)
         tile = f"{s.extent('row'):3} x {s.extent('col'):3} x {s.extent('deep'):2} w{s.knob('warps')}"
-        spilled = f"{u.spills:4} B {'parked' if u.parked else 'spilled'}"
-        return (f"{self.form:28} {u.arch:7} {s.kind:12} {u.kernel} {tile}: {u.registers:3} registers, {spilled}, "
-                f"{u.shared / 1024:3.0f} K shared{'' if u.fits else '  does not fit'}")
+        allowed = " (all allowed)" if s.knob("registers") else ""
+        return (f"{self.form:28} {u.arch:7} {s.kind:12} {u.kernel} {tile}: {u.registers:3} registers{allowed}, "
+                f"{u.spills:4} B spilled, {u.shared / 1024:3.0f} K shared{'' if u.fits else '  does not fit'}")
 
 
 def kernels(names: list[str], dtype: torch.dtype, shape: tuple[int, int, int, int], archs: list[str], patch) -> list[Row]:
-    """Every different kernel of these forms, under both ways to compute gradients, by the first schedule."""
+    """Every different kernel of these forms, under both ways to compute gradients, as the launcher would run it."""
     rows: dict[str, Row] = {}
     for name in names:
         form = replace(FORMS[name], dtype=dtype)
         for region, sizes in [r for how in ("slab", "recompute") for r in regions(form, shape, how, patch)]:
             for arch in archs:
                 schedule = Triton(Machine(arch, UNITS[arch])).schedules(region, sizes)[0]
-                for k, launch in enumerate(launches(region, schedule, sizes, arch)):
+                schedule, found = settled(region, schedule, sizes, arch)
+                for k, launch in enumerate(found):
                     rows.setdefault(launch.key, Row(name, region, schedule, k, launch))
     return list(rows.values())

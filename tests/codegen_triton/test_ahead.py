@@ -13,7 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton is interpreted in this process", allow_module_level=True)
 
 from fuse.codegen.triton import Triton
-from fuse.codegen.triton.ahead import SHARED_LIMIT, settled, spilled_in_loops, transposed_dots, usage
+from fuse.codegen.triton.ahead import SHARED_LIMIT, settled, transposed_dots
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.schedule import part
 from tests.codegen.regions import BY_NAME
@@ -24,10 +24,11 @@ HEADS = dict(B=8, H=16, Q=4096, L=4096, D=64)
 DEVICES = ("sm80", "sm90", "sm100", "gfx942")
 
 
-def compiled(region, sizes, arch, halve=False):
-    """The kernels of the first schedule. They must fit (`halve`: after tiles were halved) and transpose no dot."""
+def compiled(region, sizes, arch):
+    """The kernels that the launcher would end with. They must fit and transpose no dot."""
     schedule = Triton(Machine(arch, 100)).schedules(region, sizes)[0]
-    schedule, rows = settled(region, schedule, sizes, arch) if halve else (schedule, usage(region, schedule, sizes, arch))
+    schedule, found = settled(region, schedule, sizes, arch)
+    rows = [launch.usage for launch in found]
     for k, row in enumerate(rows):
         mine = part(schedule, k)
         print(f"{region.name:16} {sizes.get('D')!s:5} {arch:7} {schedule.kind:12} {row.kernel} {mine.extent('row'):4} x "
@@ -91,7 +92,7 @@ def test_heads_of_queries_compile(name, dim, dtype, arch):
 def test_shared_regions_compile(name):
     case = BY_NAME[name]
     sizes = {s: n if s in "BGH" else n * 16 for s, n in case.sizes.items()}
-    compiled(case.region("bfloat16"), sizes, "sm90", halve=True)
+    compiled(case.region("bfloat16"), sizes, "sm90")
 
 
 def test_a_transposed_dot_is_found():
@@ -112,17 +113,6 @@ def test_a_transposed_dot_is_found():
       %bad = tt.trans %h {order = array<i32: 1, 0>}
     """))
     assert len(found) == 1 and found[0].startswith("%bad")
-
-
-@pytest.mark.parametrize("at, inside", [(0, False), (2, True), (5, False)])
-def test_spills_in_loops_are_told_from_others(at, inside, monkeypatch):
-    """One move to local memory before, in and after a loop. A way back from beyond the last EXIT is no loop, nor is the
-    last line of a kernel, which branches to itself."""
-    lines = ["FADD R1, R2 ;", ".L_x_0:", "FADD R1, R2 ;", "@P0 BRA `(.L_x_0) ;", "FADD R1, R2 ;", "FADD R1, R2 ;", "EXIT ;",
-             "BRA `(.L_x_0) ;", ".L_x_1:", "BRA `(.L_x_1) ;"]
-    lines[at] = "STL [R1+0x4], R40 ;"
-    monkeypatch.setattr("fuse.codegen.triton.ahead.dumped", lambda *_: "\n".join(lines))
-    assert spilled_in_loops(b"") is inside
 
 
 def test_limits_are_those_of_the_devices():

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from fuse.codegen.triton.ahead import meta_inputs
 from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.launch import Machine, reach
 from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE, pieces
-from fuse.codegen.triton.schedule import family, halved, part
+from fuse.codegen.triton.schedule import family, part, relieved
 from fuse.codegen.triton.spell import SPELLINGS
 from fuse.ir.expr import Axis, Buffer, cast, make, read, rename_axes
 from fuse.ir.ops import POINTWISE
@@ -207,12 +208,21 @@ def test_four_warps_take_a_large_tile_that_little_is_done_with():
     assert {warps("cross_entropy", softcap=30.0), warps("accuracy"), warps("gradients"), warps("cross_entropy", "sm100")} == {8}
 
 
-def test_halving_touches_one_piece():
+def test_relief_touches_one_piece():
     schedule = Schedule(tile=(("row", 64), ("col", 32), ("col.1", 128)))
-    second = halved(schedule, 1)
+    second = relieved(schedule, 1, False, "sm90")
     assert (part(second, 0), part(second, 1).extent("col")) == (part(schedule, 0), 64)
-    assert part(halved(schedule, 0), 0).extent("row") == 32
-    assert halved(Schedule(tile=(("row", 16), ("col", 16))), 0) is None
+    assert part(relieved(schedule, 0, False, "sm90"), 0).extent("row") == 32
+    assert relieved(Schedule(tile=(("row", 16), ("col", 16))), 0, False, "sm90") is None
+
+
+def test_what_spills_is_given_all_registers_before_its_tile_is_halved():
+    schedule = Schedule(tile=(("row", 64), ("col", 32)), knobs=(("warps", 8),))
+    more = relieved(schedule, 0, True, "sm90")
+    assert part(more, 0).knob("registers") == 255 and part(more, 0).tile == schedule.tile
+    assert part(relieved(more, 0, True, "sm90"), 0).extent("row") == 32
+    assert part(relieved(replace(schedule, knobs=(("warps", 16),)), 0, True, "sm90"), 0).knob("registers") == 128
+    assert part(relieved(schedule, 0, True, "gfx942"), 0).extent("row") == 32
 
 
 def test_a_tile_that_does_not_fit_is_halved():

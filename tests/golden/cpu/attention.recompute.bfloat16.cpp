@@ -81,9 +81,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   large_pages(work, fuse_workspace(arg, outer));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = n2 * n3 * groups;
-#pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+  share_out(tasks, outer, [&](int64_t task, int64_t thread) {
     const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const c0_m = mine.c0_m;
     float* const c0_o = mine.c0_o;
@@ -255,5 +253,5 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         }
       }
     }
-  }
+  });
 }

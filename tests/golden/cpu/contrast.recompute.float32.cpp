@@ -101,9 +101,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   start(c6, n2, float(-INF));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = 1 * groups;
-#pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+  share_out(tasks, outer, [&](int64_t task, int64_t thread) {
     const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const c0_m = mine.c0_m;
     float* const c0_o = mine.c0_o;
@@ -246,7 +244,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         put(y1, wy1_row, nr, c0_l + 0);
       }
     }
-  }
+  });
   put(y2, Walk{0, 1, nullptr}, n2, c1_m);
   put(y3, Walk{0, 1, nullptr}, n2, c1_l);
   put(y4, Walk{0, 1, nullptr}, n2, c2);

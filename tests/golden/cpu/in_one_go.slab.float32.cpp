@@ -84,9 +84,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   if (rows * cols == 0) start(y4, n2 * n3, float(0));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = 1 * groups;
-#pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+  share_out(tasks, outer, [&](int64_t task, int64_t thread) {
     const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const t6 = mine.t6;
     float* const c0_m = mine.c0_m;
@@ -236,5 +234,5 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         put(y5, wy5_row, nr, c4 + 0);
       }
     }
-  }
+  });
 }
