@@ -27,6 +27,7 @@ ARMS: dict[str, dict[str, object]] = {
     "inductor": {"backend": "inductor"},
     "fuse": {"backend": "fuse"},
     "fuse-recompute": {"backend": "fuse", "options": {"schedule": "recompute"}},
+    "fuse-least-memory": {"backend": "fuse", "options": {"schedule": "least-memory"}},
 }
 
 

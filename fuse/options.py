@@ -30,8 +30,8 @@ class Options:
     min_virtual_bytes  values below this are left to Inductor; None is the default of 8 MiB, 0 fuses whatever the size
                        and switches the cost test off
     gradient_filter    "off": gradients are exact
-    schedule           "recompute" or "least-memory": every tile is recomputed in the backward; "slab" or "fastest":
-                       gradients are computed in the forward where that is legal; "auto" leaves it to fuse
+    schedule           "recompute": every tile is recomputed in the backward; "least-memory": the same with smaller tiles;
+                       "slab" or "fastest": gradients are computed in the forward where that is legal; "auto": fuse chooses
     strict             raise where fuse would warn and leave a region to Inductor
     require            kinds of region that every compiled graph must contain; raises if one was not fused
     fuel               at most this many regions per graph (for bisection); None: no limit

@@ -26,6 +26,7 @@ SLAB_BYTES = 32 << 20      # of staged tile values: at most this, or SLAB_SHARE 
 SLAB_SHARE = 0.4
 UNKNOWN = 1024             # stands for a size without a hint
 INSIDE = {"row": 2048, "col": 2048}
+LEAST = {"row": 1024, "col": 1024}        # a quarter of the memory of a tile, for a little time
 SLAB = {"row": 512, "col": 1 << 20}       # at fewer than 256 rows the GEMMs are bound by memory
 SPREAD = {"row": 128, "col": 512}
 PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a loop nest, not memory
@@ -38,6 +39,8 @@ def schedules(region: Region, hints: Mapping[str, int], options: Any) -> Sequenc
     staged = staged_program(region) if wanted not in ("recompute", "least-memory") else None
     turn = turned(region, hints)
     again = choose("recompute", lower(exchanged(region) if turn else region), hints, forced)
+    if wanted == "least-memory":
+        again = replace(again, tile=tuple((d, forced.get(d, min(n, LEAST[d]))) for d, n in again.tile))
     found = [replace(again, knobs=(*again.knobs, ("exchanged", 1))) if turn else again]
     return [choose("slab", staged, hints, forced), *found] if staged is not None else found
 

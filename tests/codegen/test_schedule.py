@@ -42,6 +42,12 @@ def test_options_force_the_tile() -> None:
         assert schedule.extent("row") == 16 and schedule.extent("col") == 32 and not schedule.extent("deep")
 
 
+def test_the_least_memory_has_the_smaller_tiles() -> None:
+    tiles = {wanted: chosen("both_gradients", schedule=wanted)[0] for wanted in ("recompute", "least-memory")}
+    assert [tiles[w].extent("row") * tiles[w].extent("col") for w in tiles] == [2048 ** 2, 1024 ** 2]
+    assert chosen("both_gradients", schedule="least-memory", tile={"row": 3000})[0].extent("row") == 3000
+
+
 def test_missing_options_and_hints_have_defaults() -> None:
     region = BY_NAME["in_one_go"].region()
     assert TARGET.schedules(region, {}, None) and TARGET.schedules(region, {}, options())
