@@ -45,9 +45,7 @@ REASONS = _table(
     ("DTENSOR", "an operand is a DTensor", "fuse local tensors, for example inside local_map"),
     ("UNBOUND_SIZE", "a size of the region cannot be read off its inputs", "mark the dimension static"),
     # passes and targets
-    ("MIXES_GRID_AXIS", "two large values are contracted over an axis that is neither streamed nor reduced", "nothing yet"),
     ("NOT_SEPARABLE", "a reduction needs the final statistics of the sweep it would join", "nothing: it takes one more sweep"),
-    ("NOT_DIFFERENTIABLE", "an operation in the region has no derivative rule", "detach the value, or report the operation"),
     ("TARGET_LACKS", "fuse makes no kernel for a region of this kind yet", "nothing yet; Inductor compiles it as before"),
     ("NO_COMPILER", "no C++ compiler was found, so the tiled path in plain torch is used", "install g++ or set CXX"),
     ("BUILD_FAILED", "the generated kernel did not build", "please report it with the kernel's source"),

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from fuse.ir.expr import COMPLEXES, FLOATS, Buffer, Expr, cast, make, sum_, topological
+from fuse.ir.expr import COMPLEXES, FLOATS, Buffer, Expr, IRError, cast, make, sum_, topological
 from fuse.ir.ops import OPS
 from fuse.ir.program import Output, Program, Term
-from fuse.reasons import Miss, Refused
 
 LOW = ("bfloat16", "float16")
 
@@ -25,7 +24,7 @@ def compute_dtype(dtype: str) -> str:
 def differentiate(program: Program, wrt: Collection[str]) -> Program:
     """Adds one cotangent input `ct.OUT` per differentiable output and one output `grad.X` per input in `wrt`.
 
-    Refused(NOT_DIFFERENTIABLE) if an op on the way has no VJP. Outputs that do not depend on `wrt` get no cotangent.
+    IRError if an op on the way has no VJP: a row of the table lacks it. Outputs that do not depend on `wrt` get no cotangent.
     """
     active = _active(program, wrt)
     cotangents: dict[Expr, Expr] = {}
@@ -67,7 +66,7 @@ def _active(program: Program, wrt: Collection[str]) -> dict[Expr, None]:
             continue
         elif any(a in active for a in node.args):
             if not OPS[node.op].vjp:
-                raise Refused(Miss("NOT_DIFFERENTIABLE", node.origin, node.op))
+                raise IRError(f"{node.op} has no derivative")
             active[node] = None
     return active
 

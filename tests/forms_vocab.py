@@ -611,7 +611,7 @@ def top_k_sampling(h, W, y):
     return logits.topk(5, dim=-1).values.mean() + F.cross_entropy(logits.view(-1, W.shape[0]), y.view(-1))
 
 
-@form(regions=0, misses=("EXITS_TOO_BIG",))
+@form(regions=0, misses=("OTHER_USER",))
 def nucleus(h, W, y):
     ordered, _ = torch.sort(F.linear(h, W), descending=True)
     return (ordered.softmax(-1).cumsum(-1) < 0.9).sum(-1).float().mean()

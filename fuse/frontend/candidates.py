@@ -21,7 +21,7 @@ from torch import fx
 from fuse.frontend.context import mutated_arguments
 from fuse.frontend.shadow import Shadow
 from fuse.frontend.symbols import numel_hint, symbol_hints
-from fuse.frontend.tables import kind_of
+from fuse.frontend.tables import RANDOM, kind_of
 from fuse.frontend.tables_contract import product_of
 from fuse.frontend.value import Value, called, example, where
 from fuse.frontend.views import source
@@ -90,7 +90,7 @@ def find_candidates(graph: fx.Graph, min_virtual_bytes: int) -> tuple[list[Candi
         except Refused as refused:
             misses.append(refused.miss)
     hints = symbol_hints(t for n in graph.nodes for t in tensors_of(example(n)))
-    groups, refusals = _groups([(a, _closure(shadow, a)) for a in anchors])
+    groups, refusals = _groups(shadow, [(a, _closure(shadow, a)) for a in anchors])
     misses += refusals
     for group in groups:
         try:
@@ -275,7 +275,7 @@ class _Group:
         return _Group(other.anchors + self.anchors, self.virtual | other.virtual)
 
 
-def _groups(closures: list[tuple[fx.Node, set[fx.Node]]]) -> tuple[list[_Group], list[Miss]]:
+def _groups(shadow: Shadow, closures: list[tuple[fx.Node, set[fx.Node]]]) -> tuple[list[_Group], list[Miss]]:
     """Closures that share a value are one; then those whose values meet in one user, if each is worth it alone."""
     groups = _join([_Group([a], nodes) for a, nodes in closures], lambda a, b: bool(a.virtual & b.virtual))
     anchors = {a for g in groups for a in g.anchors}
@@ -283,11 +283,13 @@ def _groups(closures: list[tuple[fx.Node, set[fx.Node]]]) -> tuple[list[_Group],
     kept: list[_Group] = []
     misses: list[Miss] = []
     for g in groups:
-        leaving, total = _total(g.users - inside), _total(g.anchors)
-        if AMPLIFICATION * leaving <= total:
+        leaving, total = g.users - inside, _total(g.anchors)
+        if AMPLIFICATION * _total(leaving) <= total:
             kept.append(g)
         elif any(map(_outgrows_all, g.anchors)):
-            misses.append(_exits_too_big(g, leaving, total))
+            widest = max(leaving, key=lambda n: (elements(n) or 0, shadow.position[n]))
+            miss = _without_rule(shadow, widest, g.virtual)
+            misses.append(_exits_too_big(g, _total(leaving), total) if miss is None else miss)
     return _join(kept, lambda a, b: bool((a.users & (b.users | b.virtual) | (a.virtual & b.users)) - anchors)), misses
 
 
@@ -346,25 +348,28 @@ def _exits(shadow: Shadow, group: _Group, dependent: frozenset[fx.Node]) -> tupl
     inner = _inner(group.virtual, dependent)
     found: list[fx.Node] = []
     for node in group.users:
-        _check_exit(shadow, node, group.virtual)
+        miss = _without_rule(shadow, node, group.virtual)
+        if miss is not None:
+            raise Refused(miss)
         found += [node] if isinstance(example(node), torch.Tensor) else list(node.users)
     kept = {n for n in found if n not in inner and len(n.users) > 0}
     return tuple(sorted(kept, key=shadow.position.__getitem__))
 
 
-def _check_exit(shadow: Shadow, node: fx.Node, virtual: set[fx.Node]) -> None:
-    """A user of a virtual value that is not large itself must be made of ops that have a rule."""
+def _without_rule(shadow: Shadow, node: fx.Node, virtual: set[fx.Node]) -> Miss | None:
+    """The Miss of a user of a virtual value that is made of an op without a rule."""
     operand = next((a.name for a in node.all_input_nodes if a in virtual), "it")
     use = f"{called(node) or node.target} of {operand}"
     stack = list(flat(shadow.value(node)))
     if not stack:
-        raise Refused(Miss("OTHER_USER", where(node), use))
+        return Miss("OTHER_USER", where(node), use)
     while stack:
         v = stack.pop()
         if kind_of(v) == "" and (v.op is None or _touches(v, virtual)):
-            code = v.opaque if v.op is None and v.opaque not in ("", "UNSUPPORTED_OP") else "OTHER_USER"
-            raise Refused(Miss(code, where(node), use))
+            known = "RANDOM" if v.op in RANDOM else v.opaque if v.op is None and v.opaque != "UNSUPPORTED_OP" else ""
+            return Miss(known or "OTHER_USER", where(node), use)
         stack += [s for s in v.sources() if s.node is node]
+    return None
 
 
 def _inner(virtual: set[fx.Node], dependent: frozenset[fx.Node]) -> set[fx.Node]:

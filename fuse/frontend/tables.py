@@ -8,6 +8,8 @@ from fuse.frontend.tables_reduce import FREE, REDUCTIONS, SHAPED
 from fuse.frontend.value import Value
 from fuse.frontend.views import VIEWS
 
+RANDOM = ("bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal", "poisson", "rand_like",
+          "randint_like", "randn_like", "random", "rrelu_with_noise", "uniform")
 ELEMENTWISE = ("kl_div", "mse_loss", "binary_cross_entropy_with_logits")     # with reduction="none"
 
 
