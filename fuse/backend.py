@@ -115,9 +115,12 @@ def bodies(gm: GraphModule) -> Iterator[GraphModule]:
 
 def finish(gm: GraphModule, example_inputs: Sequence[Any], options: Options, *, edited: bool,
            guarded: bool) -> Callable[..., Any]:
-    """Inductor, for everything fuse did not take."""
+    """Inductor, for everything fuse did not take; on a CPU without a compiler for it, PyTorch as it is."""
     from fuse.runtime.inductor import patches
 
+    if private.lacks_compiler(example_inputs):
+        fail(Miss("NO_COMPILER"), options.strict, "The rest runs op by op.")
+        return gm.forward
     return private.inductor(gm, example_inputs, patches(options, edited=edited, guarded=guarded))
 
 

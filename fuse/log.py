@@ -8,6 +8,8 @@ from fuse.reasons import Miss, Refused
 
 # What is a failure of fuse and deserves a warning; any other Miss is a refusal, which reports and the log mention.
 FAILURES = ("INTERNAL", "BUILD_FAILED", "LAUNCH_FAILED", "NO_COMPILER")
+ONCE = ("NO_COMPILER",)    # true of the machine, not of a region: said once in a process
+_said: set[str] = set()
 
 
 class FuseWarning(UserWarning):
@@ -34,4 +36,7 @@ def fail(miss: Miss, strict: bool, consequence: str, cause: BaseException | None
         return
     if strict:
         raise FuseError(str(miss)) from cause
+    if miss.code in _said:
+        return
+    _said.update({miss.code} & set(ONCE))
     warnings.warn(f"fuse: {miss} {consequence}", FuseWarning, stacklevel=3)

@@ -7,6 +7,7 @@
     torch._dynamo.config.capture_dynamic_output_shape_ops    rows chosen by a mask stay in the graph         2.0
     torch._inductor.compile_fx.compile_fx        compiles what fuse did not take
     torch._inductor.list_mode_options            translates torch.compile's mode
+    torch._inductor.cpp_builder.get_cpp_compiler whether Inductor can compile for the CPU at all
     torch._inductor.custom_graph_pass            a pass whose uuid enters the cache keys
     torch._inductor.config                       a user's own custom passes, to run beside ours
     torch._C._AutoDispatchBelowAutograd          calls the op below autograd, as register_autograd does
@@ -146,6 +147,19 @@ def inductor(gm: GraphModule, example_inputs: Sequence[Any], patches: dict[str, 
     from torch._inductor.compile_fx import compile_fx
 
     return cast(Callable[..., Any], compile_fx(gm, example_inputs, config_patches=patches))
+
+
+def lacks_compiler(example_inputs: Sequence[Any]) -> bool:
+    """True if everything lives on the CPU and Inductor finds no C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    if {x.device.type for x in example_inputs if isinstance(x, torch.Tensor)} != {"cpu"}:
+        return False
+    try:
+        return not get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):
+        return True
 
 
 def untouched_copy(gm: GraphModule) -> GraphModule:

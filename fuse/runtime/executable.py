@@ -74,6 +74,7 @@ class Executable:
         self.binding = bind(self.inputs)
         self.symbols = tuple(sorted(self.binding))
         self.kernels: dict[Region, Kernel | None] = {}
+        self.lacking: dict[str, Miss] = {}    # by code: why some regions have no kernel
         self._launchers: dict[int, Kernel | None] = {}    # by identity; the parts keep the regions alive
         self._parts: dict[tuple[str, Needs], Part | None] = {}
 
@@ -181,6 +182,7 @@ class Executable:
     def _keep(self, region: Region, kernel: Kernel | Miss) -> Kernel | None:
         """Without a kernel the region runs on the tiled path in plain torch, and a warning says why."""
         if isinstance(kernel, Miss):
+            self.lacking[kernel.code] = kernel
             fail(kernel, self.strict, "")
         return self.kernels.setdefault(region, None if isinstance(kernel, Miss) else kernel)
 
