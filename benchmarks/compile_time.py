@@ -102,8 +102,9 @@ def measure(a: argparse.Namespace) -> list[dict[str, object]]:
                             in_fresh_process(name, arm, a.device, Path(folder)))
     least = {key: {k: min(s[k] for s in taken) for k in taken[0]} for key, taken in samples.items()}
     rows: list[dict[str, object]] = []
-    for (name, caches, arm), row in sorted(least.items(), key=lambda kv: (a.workloads.index(kv[0][0]), kv[0][1], kv[0][2] != "inductor")):
-        base = least.get((name, caches, "inductor"))
+    order = [(name, caches, arm) for name in a.workloads for caches in ("cold", "warm") for arm in a.arms]
+    for name, caches, arm in order:
+        row, base = least[name, caches, arm], least.get((name, caches, "inductor"))
         over = {f"{k}_over": row[k] - base[k] for k in row} if base and arm != "inductor" else {}
         goal = {"goal_s": GOALS[name, caches]} if over else {}
         rows.append({"workload": name, "caches": caches, "arm": arm,

@@ -62,6 +62,12 @@ class Schedule:
         """Tile extent of `dim`; 0 means the dim is not split."""
         return dict(self.tile).get(dim, 0)
 
+    def __str__(self) -> str:
+        """'slab, tiles of row 512 x col 2048, threads over the grid'; extents are upper bounds."""
+        tile = " x ".join(f"{dim} {extent}" for dim, extent in self.tile if extent)
+        where = {"": "", "inside": ", threads inside a tile"}.get(self.parallel, f", threads over the {self.parallel}")
+        return self.kind + (f", tiles of {tile}" if tile else "") + where
+
     def knob(self, name: str, default: int | str = 0) -> Any:
         return dict(self.knobs).get(name, default)
 

@@ -29,7 +29,7 @@ class RegionReport:
     streams       the axes that are walked, with their extents, forward regions only
     bytes_saved   storage of the values that plain PyTorch would store and fuse does not
     flops         of one forward walk
-    schedules     one word per kernel: how its tile program is walked
+    schedules     how each kernel walks its tile program: kind, tile extents, where its threads work
     sources       the text of every kernel, by region name
     snapshots     the program as text after every pass
     """
@@ -68,7 +68,7 @@ class GraphReport:
         self.regions.clear()
 
     def line(self) -> str:
-        fused = ", ".join(f"{next(iter(r.kinds), 'contraction')} at {r.where}" for r in self.regions) or "nothing"
+        fused = ", ".join(f"{next(iter(r.kinds), 'contraction')} at {r.where or '?'}" for r in self.regions) or "nothing"
         return f"fused {fused}; declined {len(self.misses)}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Report:
 
 
 def _region_lines(region: RegionReport) -> list[str]:
-    schedules = ", ".join(f"{name} {schedule}" for name, schedule in region.schedules.items())
+    schedules = "; ".join(f"{name} {schedule}" for name, schedule in region.schedules.items())
     rows = [("at", _place(region.where)), ("walks", ", ".join(f"{s.rpartition(':')[2]} positions" for s in region.streams)),
             ("reads", _types(region.inputs)), ("gives", _types(region.outputs)), ("not stored", size_text(region.bytes_saved)),
             ("forward", f"{region.flops / 1e9:.3g} GFLOP" if region.flops else ""),

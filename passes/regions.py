@@ -88,14 +88,15 @@ def split_sums(roots: Iterable[Expr], virtual: Virtual, hints: Mapping[str, int]
 
 
 def frontier(program: Program, virtual: Virtual) -> list[Leaf]:
-    """The leaves in dependency order. Refused if a stored value reads a virtual one without reducing it."""
+    """The leaves in dependency order. Refused if a stored value reads a virtual one without reducing it, or is as large."""
     roots = [t.value for o in program.outputs for t in o.terms]
     emitted = [r for r in dict.fromkeys(roots) if r in virtual]
     leaves: dict[Expr, Leaf] = {}
     for node in topological(roots):
         if node not in virtual and any(a in virtual for a in node.args):
             leaves[node] = _leaf(node, virtual)
-    leaves |= {r: _emitted(r, virtual) for r in emitted}
+    gradients = {t.value for o in program.outputs if o.gradient_of for t in o.terms}
+    leaves |= {r: _emitted(r, virtual, code="EXITS_TOO_BIG" if r in gradients else "ESCAPES") for r in emitted}
     _connect(leaves)
     _mark(program, leaves)
     return [leaves[e] for e in _by_need(leaves)]
@@ -115,10 +116,10 @@ def _leaf(node: Expr, virtual: Virtual) -> Leaf:
     return Leaf(node, KINDS[node.op], node.args[0], streams, grid, is_dot(node) and not given, given=given)
 
 
-def _emitted(node: Expr, virtual: Virtual, anchor: Anchor | None = None) -> Leaf:
+def _emitted(node: Expr, virtual: Virtual, anchor: Anchor | None = None, code: str = "ESCAPES") -> Leaf:
     anchor = anchor or virtual.anchor_of(node)
     if anchor is None or anchor.stream is None:
-        raise Refused(Miss("ESCAPES", node.origin))
+        raise Refused(Miss(code, node.origin, "a gradient has all of its axes" if code != "ESCAPES" else ""))
     grid = tuple(a for a in node.axes if a in anchor.axes and a != anchor.stream)
     return Leaf(node, None, node, (anchor.stream,), grid, dot=False, given=True)
 

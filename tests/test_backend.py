@@ -376,6 +376,25 @@ def test_fuel_counts_regions(kernels):
     check(two, data(), fuel=0, fused=0)
 
 
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"])
+def test_the_modes_of_torch_compile_are_inductors(kernels, monkeypatch, mode):
+    asked = []
+
+    def finish(gm, inputs, options, **_):
+        asked.append(options.mode)
+        return stand_in.quick(gm, inputs)
+    monkeypatch.setattr(backend, "finish", finish)
+    tensors = data()
+    loss = torch.compile(step, backend="fuse", mode=mode)(*tensors)
+    torch.testing.assert_close(loss, step(*tensors))
+    assert counters["fuse"]["fused"] == 1 and asked == [None if mode == "default" else mode]
+
+
+def test_an_unknown_mode_is_an_error_that_names_the_known(kernels):
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="'mode' must be one of default, .*max-autotune"):
+        torch.compile(step, backend="fuse", mode="fast")(*data())
+
+
 def test_an_unknown_option_is_an_error_that_names_the_known(kernels):
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no option 'max_autotune'; the options are target,"):
         compiled(max_autotune=True)(*data())

@@ -1,10 +1,6 @@
 """The whole path, Inductor and its caches included. Few compiles: each takes seconds."""
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,37 +76,6 @@ def test_a_cache_entry_does_not_outlive_the_backward_it_was_made_with(fresh_cach
     loss, dh, dw = run()
     assert counters["aot_autograd"]["autograd_cache_hit"] == 0
     assert_near((loss, dh / 2, dw / 2), exact(*data()))
-
-
-SCRIPT = """
-import sys, torch, torch.nn.functional as F
-from torch._dynamo.utils import counters
-import fuse.runtime.inductor, fuse.runtime.ops as ops
-if sys.argv[1] == "changed":
-    original = ops._gradients
-    ops._gradients = lambda *a: tuple(None if g is None else g * 2 for g in original(*a))
-    fuse.runtime.inductor.sources_digest = lambda: "other sources"
-torch.manual_seed(0)
-h, W, y = torch.randn(37, 16, requires_grad=True), torch.randn(101, 16, requires_grad=True), torch.randint(0, 101, (37,))
-f = torch.compile(lambda h, W, y: F.cross_entropy(F.linear(h, W), y), backend="fuse",
-                  options={"min_virtual_bytes": 0, "strict": True})
-f(h, W, y).backward()
-print(h.grad.norm().item(), counters["aot_autograd"]["autograd_cache_hit"])
-"""
-
-
-@pytest.mark.slow
-def test_a_second_process_finds_its_executable_and_no_stale_gradient(tmp_path):
-    def run(how):
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-        done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        norm, hits = done.stdout.split()
-        return float(norm), int(hits)
-    first, hits = run("as it is")
-    assert hits == 0
-    assert run("as it is") == (first, 1)
-    assert run("changed") == (pytest.approx(2 * first, rel=1e-5), 0)
 
 
 def test_a_softmax_over_another_axis_keeps_its_meaning():

@@ -139,6 +139,16 @@ def test_the_table_and_the_dictionary_say_the_same(kernels):
     assert "1 graph, 1 fused, 0 declined" in text and "14.6 KiB" in text and region["where"] in text
 
 
+def test_a_report_tells_how_each_kernel_walks():
+    """The real target: tile extents are those that were asked for."""
+    report = fuse.explain(step, *data(), fuse_options={"min_virtual_bytes": 0, "schedule": "recompute",
+                                                      "tile": {"row": 8, "col": 24}})
+    region, = json.loads(json.dumps(report.to_dict()))["graphs"][0]["regions"]
+    assert region["target"] == "cpu" and region["schedules"].keys() == region["sources"].keys() and region["schedules"]
+    assert all(s.startswith("recompute, tiles of row 8 x col 24, threads ") for s in region["schedules"].values())
+    assert "tiles of row 8 x col 24" in str(report) and "fuse_kernel" in next(iter(region["sources"].values()))
+
+
 def test_there_is_a_snapshot_after_every_pass(kernels):
     region, = fuse.explain(step, *data()).regions
     assert list(region.snapshots) == ["import", *(name for name, _ in PIPELINE)]

@@ -62,7 +62,7 @@ class Planned:
             streams=tuple(dict.fromkeys(str(a) for r in forward.regions for a in r.streams)),
             inputs=tuple(map(str, self.executable.inputs)), outputs=tuple(map(str, self.executable.outputs)),
             bytes_saved=bytes_virtual(self.imported), flops=flops(forward, hints), target=self.target,
-            schedules={n: s if isinstance(s, str) else s.kind for n, s in built["schedule"].items() if s is not None},
+            schedules={n: str(s) for n, s in built["schedule"].items() if s is not None},
             sources={n: s for n, s in built["source"].items() if s is not None},
             notes=(*plan.notes, *self.executable.lacking.values()),
             snapshots={n: partial(print_program, p) for n, p in plan.snapshots.items()}, key=self.key)

@@ -4,7 +4,9 @@ from __future__ import annotations
 import pytest
 
 from fuse.ir.expr import const, lse, make, reduce_, sum_
+from fuse.ir.ops import LEAVES, OPS, boolean, integer_
 from fuse.ir.program import Kind
+from fuse.passes.differentiate import LOCALLY_CONSTANT
 from tests.passes.builders import LABEL, SCORES, N, V, cross_entropy, log_softmax, pick, plan, softmax, sweeps
 
 P, LOGP, L = softmax(), log_softmax(), lse(SCORES, V)
@@ -111,3 +113,10 @@ def test_spellings_of_the_same_meaning_have_the_same_bodies():
         make("log", sum_(make("exp", SCORES), V)) - pick(SCORES)])
     for other in others:
         assert other == first
+
+
+def test_what_a_float_may_depend_on_has_a_derivative():
+    """The ops without one take integers or booleans alone, are leaves, or are constant wherever they are smooth."""
+    for name, op in OPS.items():
+        typed = op.type_rule in (boolean, integer_)
+        assert op.vjp or typed or name in LEAVES or name in LOCALLY_CONSTANT, name
