@@ -391,7 +391,7 @@ def test_the_modes_of_torch_compile_are_inductors(kernels, monkeypatch, mode):
 
 
 def test_an_unknown_mode_is_an_error_that_names_the_known(kernels):
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="'mode' must be one of default, .*max-autotune"):
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"'mode' must be one of default, .*max-autotune"):
         torch.compile(step, backend="fuse", mode="fast")(*data())
 
 

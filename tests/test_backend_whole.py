@@ -129,7 +129,7 @@ def test_a_model_in_autocast_stays_as_close_to_float64_as_eager():
     with torch.autocast("cpu", torch.bfloat16):
         eager, fused = run(copy.deepcopy(model)), run(copy.deepcopy(model), compiled=True)
     assert counters["fuse"]["fused"] == 1
-    assert (fused - exact).abs().max() <= 2 * (eager - exact).abs().max()
+    assert (fused - exact).norm() <= 1.1 * (eager - exact).norm()     # which way each one rounds is chance
 
 
 def test_two_heads_of_one_size_share_an_executable():

@@ -13,7 +13,7 @@ FOLDERS = ("fuse", "passes", "codegen", "tests", "tools", "examples", "benchmark
 TEXTS = sorted(
     path
     for path in [*ROOT.iterdir(), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*"))]
-    if path.is_file() and path.suffix in {".py", ".md", ".toml", ".txt", ".json", ".yml", ".cpp", ""}
+    if path.is_file() and path.name != ".git" and path.suffix in {".py", ".md", ".toml", ".txt", ".json", ".yml", ".cpp", ""}
 )
 
 MAX_FILE = 400  # lines
