@@ -142,14 +142,17 @@ _CHECKS: dict[str, Any] = {
 
 
 def cache_directory() -> Path | None:
-    """Where built kernels are kept, or None to keep none: FUSE_CACHE_DIR, else fuse/ in the user's cache directory.
+    """Where built kernels are kept, or None to keep none: FUSE_CACHE_DIR, else fuse/ in the user's cache directory, if any.
 
     torch's own switch, TORCHINDUCTOR_FORCE_DISABLE_CACHES=1, counts for fuse too.
     """
     if os.environ.get("TORCHINDUCTOR_FORCE_DISABLE_CACHES") == "1":
         return None
     chosen = os.environ.get("FUSE_CACHE_DIR")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fuse"
+    if chosen:
+        return Path(chosen)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))    # "~" stays if nobody's home is known
+    return caches / "fuse" if caches.is_absolute() else None
 
 
 def compiler_choice() -> str | None:

@@ -155,6 +155,21 @@ def test_logits_of_minus_infinity(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
+def test_weights_that_are_not_finite(value, schedule):
+    """The bias of padded classes is minus infinity; a nan or an overflow anywhere must show."""
+    h, W, y = data()
+    b = torch.zeros(V)
+    b[V - 3:] = value
+    y[y >= V - 3] = 0
+    judge(biased, [h, W, b.requires_grad_(), y], schedule=schedule)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        h[3, 2] = value
+    judge(step, [h, W, y], schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("label", [V, -1, -V])
 def test_labels_out_of_range(schedule, label):
     args = data()

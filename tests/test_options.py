@@ -1,6 +1,7 @@
 """Options are checked by name and by value, and every message says what would be right."""
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 
 import pytest
@@ -60,5 +61,12 @@ def test_the_cache_directory_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("FUSE_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     assert cache_directory() == tmp_path / "x" / "fuse"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "fuse"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)     # a container's user, of whom the system knows nothing
+    assert cache_directory() is None
+    monkeypatch.setenv("FUSE_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     assert cache_directory() is None
