@@ -91,20 +91,18 @@ def in_fresh_process(name: str, arm: str, device: str, caches: Path) -> dict[str
     return record
 
 
-def measure(a: argparse.Namespace) -> list[dict[str, object]]:
-    samples: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-    for name in a.workloads:
-        for _ in range(a.repeat):
-            for arm in a.arms:
-                with tempfile.TemporaryDirectory() as folder:
-                    for caches in ("cold", "warm"):
-                        samples.setdefault((name, caches, arm), []).append(
-                            in_fresh_process(name, arm, a.device, Path(folder)))
+def measure(name: str, a: argparse.Namespace) -> list[dict[str, object]]:
+    """One row for each kind of caches and each arm."""
+    samples: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for _ in range(a.repeat):
+        for arm in a.arms:
+            with tempfile.TemporaryDirectory() as folder:
+                for caches in ("cold", "warm"):
+                    samples.setdefault((caches, arm), []).append(in_fresh_process(name, arm, a.device, Path(folder)))
     least = {key: {k: min(s[k] for s in taken) for k in taken[0]} for key, taken in samples.items()}
     rows: list[dict[str, object]] = []
-    order = [(name, caches, arm) for name in a.workloads for caches in ("cold", "warm") for arm in a.arms]
-    for name, caches, arm in order:
-        row, base = least[name, caches, arm], least.get((name, caches, "inductor"))
+    for caches, arm in [(caches, arm) for caches in ("cold", "warm") for arm in a.arms]:
+        row, base = least[caches, arm], least.get((caches, "inductor"))
         over = {f"{k}_over": row[k] - base[k] for k in row} if base and arm != "inductor" else {}
         goal = {"goal_s": GOALS[name, caches]} if over else {}
         rows.append({"workload": name, "caches": caches, "arm": arm,
@@ -124,11 +122,13 @@ def main() -> None:
     if a.only:
         print(json.dumps(first_step(*a.only, a.device)))
         return
-    rows = measure(a)
+    rows: list[dict[str, object]] = []
     columns = ["workload", "caches", "arm", "wall_s", "cpu_s", "wall_s_over", "cpu_s_over", "goal_s"]
     print("".join(f"{c:>13}" for c in columns))
-    for row in rows:
-        print("".join(f"{row.get(c, '')!s:>13}" for c in columns))
+    for name in a.workloads:
+        for row in measure(name, a):
+            rows.append(row)
+            print("".join(f"{row.get(c, '')!s:>13}" for c in columns), flush=True)
     if a.json:
         import torch
 
