@@ -111,6 +111,8 @@ def _leaf(node: Expr, virtual: Virtual) -> Leaf:
         raise Refused(Miss("NOT_A_REDUCTION", node.origin, node.op))
     in_order = [a for a in node.args[0].axes if a in anchor.axes]
     streams = tuple(a for a in in_order if a in node["axes"])
+    if not streams:
+        raise Refused(Miss("NOT_A_REDUCTION", node.origin, node.op))
     grid = tuple(a for a in in_order if a not in node["axes"])
     given = anchor.stream is not None
     return Leaf(node, KINDS[node.op], node.args[0], streams, grid, is_dot(node) and not given, given=given)
