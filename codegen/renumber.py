@@ -49,7 +49,8 @@ class _Numbers:
         return replace(s, out=self.value(s.out))
 
     def update(self, u: Update) -> Update:
-        return replace(u, value=self.maybe(u.value), wide=self.maybe(u.wide), operand=self.maybe(u.operand))
+        return replace(u, value=self.maybe(u.value), wide=self.maybe(u.wide), operand=self.maybe(u.operand),
+                       limit=self.maybe(u.limit))
 
     def store(self, s: Store) -> Store:
         return replace(s, value=self.value(s.value))

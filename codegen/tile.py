@@ -219,6 +219,9 @@ class Update:
 
     `wide`, if there is one, makes it a matrix product: it lacks one of the state's other dims, value lacks wide's width.
     `value` None counts as 1. Values may lack dims of state.dims + over: broadcast (a sum counts each position).
+
+    With a `limit` (dims (), ("row",) or ("col",); value then has row and col) a target may leave out what a row of the
+    tile - a column, if the limit varies along it - adds, where each |value| in it is below the limit, or all are 0.
     """
 
     state: str
@@ -232,10 +235,16 @@ class Update:
     moment: int = 0
     lower: tuple[str, ...] = ()
     position: str | None = None
+    limit: Value | None = None
 
     @property
     def values(self) -> tuple[Value, ...]:
-        return tuple(v for v in (self.value, self.wide, self.operand) if v is not None)
+        return tuple(v for v in (self.value, self.wide, self.operand, self.limit) if v is not None)
+
+    @property
+    def lane(self) -> str:
+        """The dim of what may be left out together: "row" or "col"."""
+        return "col" if self.limit is not None and "col" in self.limit.dims else "row"
 
 
 @dataclass(frozen=True)

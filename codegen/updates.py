@@ -50,7 +50,7 @@ class Carries(Expressions):
             return [Update(state.name, carry.kind, self.value(carry.body), None, over, position=position)]
         if carry.relative_to is None:
             sides = self.product(carry.body, over, ())
-            return [Update(state.name, carry.kind, sides.value, sides.wide, over)]
+            return [Update(state.name, carry.kind, sides.value, sides.wide, over, limit=self.limit(carry, sides))]
         source = self.region.carry(carry.relative_to)
         if source.level < carry.level:
             plain = replace(carry, body=weighted(carry, source), relative_to=None, exponent=1, moment=0)
@@ -61,6 +61,14 @@ class Carries(Expressions):
         sides = Sides() if one else self.product(carry.body, over, operand.dims)
         return [*extra, Update(state.name, carry.kind, sides.value, sides.wide, over, self.names[source.name], operand,
                                carry.exponent, carry.moment, lower)]
+
+    def limit(self, carry: Carry, sides: Sides) -> Value | None:
+        """eps * scale, if what it is compared with is the tile operand of a matrix product."""
+        body = carry.body
+        if carry.scale is None or carry.eps is None or sides.wide is None or sides.value is None or body.op != "mul":
+            return None
+        entries = sides.value.dims == ("row", "col") and self.value(body.args[0]) == sides.value
+        return self.value(carry.scale * const(carry.eps, body.dtype)) if entries else None
 
     def product(self, body: Expr, over: tuple[str, ...], weight: tuple[str, ...]) -> Sides:
         """body as value * wide when that makes the update a matrix product; `weight`: dims that go with value."""

@@ -14,7 +14,6 @@ from typing import Any
 
 TARGETS = ("auto", "cpu", "triton")
 SCHEDULES = ("auto", "recompute", "slab", "least-memory", "fastest")
-GRADIENT_FILTERS = ("off",)
 DEFAULT_MIN_VIRTUAL_BYTES = 8 << 20     # measured on a CPU: below, the calls cost more than the memory traffic saved
 
 
@@ -29,7 +28,9 @@ class Options:
     target             "cpu" (C++) or "triton"; "auto" goes by the device of the tensors
     min_virtual_bytes  values below this are left to Inductor; None is the default of 8 MiB, 0 fuses whatever the size
                        and switches the cost test off
-    gradient_filter    "off": gradients are exact
+    gradient_filter    "off": gradients are exact; a number eps: what the rows of a tile add to a gradient may be left out
+                       where all their entries are below eps times the row's cotangent; "auto": eps by the type of
+                       the operands, 2**-12 for bfloat16 (see fuse.passes.negligible)
     schedule           "recompute": every tile is recomputed in the backward; "least-memory": the same with smaller tiles;
                        "slab" or "fastest": gradients are computed in the forward where that is legal; "auto": fuse chooses
     strict             raise where fuse would warn and leave a region to Inductor
@@ -41,7 +42,7 @@ class Options:
 
     target: str = "auto"
     min_virtual_bytes: int | None = None
-    gradient_filter: str = "off"
+    gradient_filter: str | float = "off"
     schedule: str = "auto"
     strict: bool = False
     require: tuple[str, ...] = ()
@@ -69,6 +70,11 @@ class Options:
         return DEFAULT_MIN_VIRTUAL_BYTES if self.min_virtual_bytes is None else self.min_virtual_bytes
 
     @property
+    def eps(self) -> float | str | None:
+        """The gradient filter's bound: a number, "auto", or None if gradients are exact."""
+        return None if self.gradient_filter == "off" else self.gradient_filter
+
+    @property
     def slab(self) -> bool:
         """May gradients be computed in the forward? Under "auto" the target has a say (see runtime.plan.wants_slab)."""
         return self.schedule not in ("recompute", "least-memory")
@@ -89,11 +95,13 @@ def _one_of(*choices: str) -> Any:
     return check
 
 
-def _gradient_filter(name: str, value: Any) -> str:
-    if value not in GRADIENT_FILTERS:
-        raise OptionError(f"option {name!r} can only be 'off' (exact gradients), not {value!r}: skipping small "
-                          "gradients is not implemented")
-    return str(value)
+def _gradient_filter(name: str, value: Any) -> str | float:
+    if isinstance(value, str) and value in ("off", "auto"):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise OptionError(f"option {name!r} must be 'off' (exact gradients), 'auto', or a number of at least 0 and below 1, "
+                          f"not {value!r}")
+    return float(value)
 
 
 def _count(name: str, value: Any) -> int | None:

@@ -34,6 +34,7 @@ class Context:
     wrt: tuple[str, ...] = ()
     slab: bool = True                # gradients may be computed in the forward where that is legal
     shared_sweep: bool = True        # the target accumulates over a grid axis
+    eps: float | str | None = None   # gradients may leave out what is smaller beside the row's cotangent; "auto" by type
     notes: list[Miss] = field(default_factory=list)
     backward_regions: set[str] = field(default_factory=set)
 
@@ -57,7 +58,7 @@ def _regions(program: Program, context: Context) -> Program:
                                 note=context.notes.append)
     context.backward_regions = {f"region{i}" for i, g in enumerate(groups) if g.backward}
     # Only with its row values hoisted is a region's body free of sums over the axes it walks.
-    return hoist(Lowering(program, groups).run())
+    return hoist(Lowering(program, groups, context.eps).run())
 
 
 PIPELINE: tuple[tuple[str, Pass], ...] = (

@@ -40,7 +40,8 @@ def _hoisted(region: Region, names: dict[Expr, Expr]) -> tuple[Region, list[Defi
 
 
 def _map_bodies(region: Region, f: Callable[[Expr], Expr]) -> Region:
-    return replace(region, carries=tuple(replace(c, body=f(c.body)) for c in region.carries),
+    return replace(region, carries=tuple(replace(c, body=f(c.body), scale=None if c.scale is None else f(c.scale))
+                                         for c in region.carries),
                    emits=tuple(replace(e, value=f(e.value)) for e in region.emits))
 
 

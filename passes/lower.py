@@ -17,6 +17,7 @@ from dataclasses import replace
 from fuse.ir.expr import Expr, cast, const, make, rebuild, topological, where
 from fuse.ir.program import Carry, Emit, Kind, Output, Program, Region, Step, Term, carry_part, stored
 from fuse.passes.merge import Group, Member
+from fuse.passes.negligible import negligible, scale_of
 from fuse.passes.products import product_of, times
 from fuse.passes.regions import Leaf
 from fuse.passes.regions import inside as evaluated_inside
@@ -29,10 +30,11 @@ Pair = tuple[Expr, Expr]
 class Lowering:
     """Names the carries of every group and resolves leaves to what is stored."""
 
-    def __init__(self, program: Program, groups: list[Group]):
+    def __init__(self, program: Program, groups: list[Group], eps: float | str | None = None):
         self.program, self.groups = program, groups
         self.home: dict[Expr, tuple[Group, Member]] = {m.leaf.value: (g, m) for g in groups for m in g.members}
         self.scales = scales(program, groups, self.home)
+        self.negligible = negligible(program, groups, self.home, eps)
         self.storage = _storage(program, self.home) | {
             v: s.dtype for v, s in self.scales.items() if s.complete and s.dtype != v.dtype}
         self.carries: dict[Group, list[Carry]] = {g: [] for g in groups}
@@ -58,9 +60,20 @@ class Lowering:
         value = value if leaf is None else times(self.scales[leaf].outside, leaf)
         return _scaled(output, outside.lower(value))
 
-    def _body(self, leaf: Leaf, inside: Resolver) -> Expr:
+    def _body(self, leaf: Leaf) -> Expr:
         scale = self.scales.get(leaf.value)
-        return inside.lower(leaf.body if scale is None else scaled(leaf.body, scale.inside.build(leaf.body.dtype)))
+        return leaf.body if scale is None else scaled(leaf.body, scale.inside.build(leaf.body.dtype))
+
+    def _accumulated(self, member: Member, group: Group, inside: Resolver) -> Carry:
+        leaf, body, allowed = member.leaf, self._body(member.leaf), self.negligible.get(member.leaf.value)
+        scale = None
+        if allowed is not None:
+            width = set(leaf.value.axes) - {*group.grid, *group.streams}
+            scale = scale_of(body, width, allowed.rows, self.program.cotangents)
+        assert leaf.kind is not None
+        return Carry(self._name(), leaf.kind, inside.lower(body), member.over, leaf.value.axes, level=member.level,
+                     storage=self.storage.get(leaf.value), eps=None if scale is None or allowed is None else allowed.eps,
+                     scale=None if scale is None else inside.lower(scale))
 
     def _region(self, number: int, group: Group) -> Region:
         inside = Resolver(self, group)
@@ -70,9 +83,7 @@ class Lowering:
             if leaf.kind is None:
                 emits.append(Emit(self.emitted[leaf.value], inside.lower(leaf.body, own=True), leaf.value.axes, member.level))
             elif member.separated is None:
-                carry = Carry(self._name(), leaf.kind, self._body(leaf, inside), member.over, leaf.value.axes,
-                              level=member.level, storage=self.storage.get(leaf.value))
-                self.names[leaf.value] = carry
+                carry = self.names[leaf.value] = self._accumulated(member, group, inside)
                 self.carries[group].append(carry)
             else:
                 for moment in filter(None, member.separated.moments):

@@ -31,6 +31,11 @@ class Carry:
     `body * exp(exponent * (s - m)) * (s - m)**moment`, m being the maximum of s: it is rescaled when the running
     maximum moves, and what is stored is relative to the final m. `level` is the sweep of the region in which the carry
     is computed: its body may read `carry(part="final")` of lower levels.
+
+    `eps` and `scale` allow an approximation of a plain SUM: of the factors of `body` without the carry's width (what it
+    keeps beside walked axes), a target may count as 0 all those entries of a tile that lie in one row of it, if each is
+    smaller in magnitude than eps * scale. A row is a point of the grid or of the streams, whichever `scale` varies along.
+    The meaning of a program (`fuse.ir.reference`) leaves nothing out.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Carry:
     moment: int = 0
     level: int = 0
     storage: str | None = None    # element type it is stored in, if not the body's (accumulation stays in the body's)
+    eps: float | None = None
+    scale: Expr | None = None
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -90,7 +97,9 @@ class Region:
 
     @property
     def bodies(self) -> tuple[Expr, ...]:
-        return tuple(c.body for c in self.carries) + tuple(e.value for e in self.emits)
+        """Every expression of the region: of carries, of emits, then the scales of what may be left out."""
+        scales = tuple(c.scale for c in self.carries if c.scale is not None)
+        return tuple(c.body for c in self.carries) + tuple(e.value for e in self.emits) + scales
 
     def carry(self, name: str) -> Carry:
         return next(c for c in self.carries if c.name == name)

@@ -171,7 +171,8 @@ def numbered_lines(program: Program) -> list[tuple[str, str]]:
             continue
         out.append((step.name, _region_head(step) + " {"))
         for c in step.carries:
-            emit(step.name, f"{_carry_head(c)} = {printer.text(c.body)}", "  ")
+            scale = "" if c.scale is None else f" eps={c.eps!r} scale={printer.text(c.scale)}"
+            emit(step.name, f"{_carry_head(c)}{scale} = {printer.text(c.body)}", "  ")
         for e in step.emits:
             level = f" level={e.level}" if e.level else ""
             emit(step.name, f"emit {name(e.name)}[{axes_text(e.axes)}]{level} = {printer.text(e.value)}", "  ")

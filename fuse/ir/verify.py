@@ -204,6 +204,24 @@ class _Verifier:
         self.check_affine(region, carry)
         self.check_relative(carry, table)
         self.check_body(region, carry.body, carry.level, here, table)
+        self.check_scale(region, carry, table)
+
+    def check_scale(self, region: Region, carry: Carry, table: dict[str, Carry]) -> None:
+        here, eps, scale = f"carry {carry.name}", carry.eps, carry.scale
+        if scale is None or eps is None:
+            if scale is not None or eps is not None:
+                self.fail(f"{here}: eps and scale go together")
+            return
+        if carry.kind is not Kind.SUM or carry.relative_to is not None or carry.body.dtype not in FLOATS:
+            self.fail(f"{here} has a scale, expected a plain SUM of floats")
+        if not 0 <= eps < 1:
+            self.fail(f"{here}: eps is {eps}, expected 0 <= eps < 1")
+        if scale.dtype != carry.body.dtype:
+            self.fail(f"{here}: the scale has element type {scale.dtype}, expected {carry.body.dtype}")
+        if not (set(scale.axes) <= set(region.grid) or set(scale.axes) <= set(region.streams)):
+            self.fail(f"{here}: the scale varies along {_names(scale.axes)}, expected axes of the grid "
+                      f"{_names(region.grid)} or of the streams {_names(region.streams)}")
+        self.check_body(region, scale, carry.level, f"the scale of {here}", table)
 
     def check_affine(self, region: Region, carry: Carry) -> None:
         here, body = f"carry {carry.name}", carry.body

@@ -92,7 +92,7 @@ def _plan(imported: Any, options: Options) -> Planned:
     if executable is None:
         hints = dict(program.hints)
         plan = compile_program(program, Context(hints=hints, wrt=wrt, slab=wants_slab(program, wrt, target, options),
-                                                shared_sweep=target.capabilities.shared))
+                                                shared_sweep=target.capabilities.shared, eps=options.eps))
 
         def build(region: Region) -> Any:
             return compile_region(region, target, hints, options)
