@@ -17,6 +17,7 @@ from fuse.codegen.cpu.frame import Frame, indented
 from fuse.codegen.cpu.lanes import Lanes
 from fuse.codegen.cpu.nests import Nests, Sink
 from fuse.codegen.cpu.operands import Operands
+from fuse.codegen.cpu.rows import Rows
 from fuse.codegen.cpu.spell import CTYPE
 from fuse.codegen.cpu.states import States
 from fuse.codegen.cpu.values import Values
@@ -48,6 +49,7 @@ class Emitter:
         self.folds = Lanes(self.ctx, self.values, self.nests)
         self.operands = Operands(self.ctx, self.values, self.nests)
         self.states = States(self.ctx, self.nests)
+        self.rows = Rows(self.ctx, self.nests, self.operands, self.states)
         self.values.materialise = self.ensure
         self.done: set[tuple[str, int]] = set()
 
@@ -60,7 +62,8 @@ class Emitter:
                   for k in range(0, len(names), 8)]
         for dim in ("row", "col"):
             unpack.append(f"const int64_t {dim}s = {' * '.join(map(self.ctx.extent, self.program.dims[dim])) or '1'};")
-        lines = ['#include "fuse_cpu.h"', "", "// arguments, in order", "#define UNPACK \\"]
+        filtered = any(u.limit is not None for level in self.program.levels for u in level.updates)
+        lines = [f'#include "fuse_{"rows" if filtered else "cpu"}.h"', "", "// arguments, in order", "#define UNPACK \\"]
         lines += [f"  {u} \\" for u in unpack] + ["  (void)0", ""]
         lines += [*struct("Shared", self.ctx.shared, unpack), *struct("Task", self.ctx.task, unpack)]
         lines += ['extern "C" int64_t fuse_workspace(const int64_t* arg, int outer) {',
@@ -143,8 +146,14 @@ class Emitter:
         for dims, over, fold in folds:
             self.fold(dims, over, fold, col)
             col.things.update({("array", value.id): array for value, array in fold.fills})
+        some: dict[tuple[Value | None, Value], list[Update]] = {}
         for u, weighted in products:
-            self.product(u, weighted, col)
+            if u.limit is None:
+                self.product(u, weighted, col)
+            else:
+                some.setdefault((u.value, u.limit), []).append(u)
+        for updates in some.values():
+            self.rows.products(updates, col, lambda u, frame: self.product(u, None, frame))
 
     def skip(self, skip: Skip, col: Frame) -> None:
         """Leaves a column tile out if the least value of the form over the tile reaches the bound."""

@@ -12,6 +12,7 @@ from fuse.codegen.roles import dim_order
 from fuse.codegen.tile import Final, Load, Value
 
 Group = tuple[str, ...]
+Pair = tuple[str, str]
 
 
 class Operands:
@@ -90,14 +91,21 @@ class Operands:
 
     def gemm(self, frame: Frame, a: Value | Array, b: Value, k: Group, m: Group, n: Group, out: Array, beta: str) -> None:
         """out[m, n] = sum_k a[m, k] b[k, n] + beta * out; `a` may be an array that a fold has filled."""
-        if self.halves(a, b, out):
-            left, right = self.half(a, m, k, frame), self.half(b, k, n, frame)
-        else:
-            left = self.of_array(a, m, k) if isinstance(a, Array) else self.view(a, m, k, frame)
-            right = self.view(b, k, n, frame)
-        ld = out.stride(m[-1]) if m else f"int64_t({self.count(n)})"
-        to = f"{out.name} + {out.start}" if out.start else out.name
+        _, (left, right) = self.sides(frame, a, b, k, m, n, out)
+        to, ld = self.target(out, m, n)
         frame.add(f"gemm(blas, {self.count(m)}, {self.count(n)}, {self.count(k)}, {left}, {right}, {beta}, {to}, {ld});")
+
+    def sides(self, frame: Frame, a: Value | Array, b: Value, k: Group, m: Group, n: Group, out: Array) -> tuple[str, Pair]:
+        """(C++ element type, (a[m, k], b[k, n])) as the product into `out` takes them."""
+        if self.halves(a, b, out):
+            return "bf16", (self.half(a, m, k, frame), self.half(b, k, n, frame))
+        left = self.of_array(a, m, k) if isinstance(a, Array) else self.view(a, m, k, frame)
+        return out.ctype, (left, self.view(b, k, n, frame))
+
+    def target(self, out: Array, m: Group, n: Group) -> Pair:
+        """(pointer, leading dimension) of the tile's part of a result."""
+        ld = out.stride(m[-1]) if m else f"int64_t({self.count(n)})"
+        return f"{out.name} + {out.start}" if out.start else out.name, ld
 
     # ---- bfloat16 products ------------------------------------------------------------------------------------------
 
