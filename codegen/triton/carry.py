@@ -228,7 +228,21 @@ class Carries:
             text = f"tl.broadcast_to({text}, {self.sizes(order)})"
         text = f"{text}.to({DTYPES[kind]})" if kind != "float32" else text
         acc = self.rescaled(u) if u.relative is not None else u.state
-        self.loop.add(f"{u.state} = {t.dot_call(text, t.dot_operand(right, ('col', q), kind, [t.range('col')]), acc, kind)}")
+        line = f"{u.state} = {t.dot_call(text, t.dot_operand(right, ('col', q), kind, [t.range('col')]), acc, kind)}"
+        if u.limit is not None and left is u.value:
+            self.loop.add(f"if {self.counts(left, u.limit, order)}:")
+            line = f"    {line}"
+        self.loop.add(line)
+
+    def counts(self, value: Value, limit: Value, order: tuple[str, ...]) -> str:
+        """Whether some element of the tile is neither below its limit nor 0; nan counts."""
+        key = ("counts", value.id, limit.id)
+        if key not in self.shared:
+            x, least, name = self.tiles.operand(value, order), self.tiles.operand(limit, order), self.tiles.name("k")
+            inside = " & ".join(fit(self.tiles.range(d).mask, (d,), order) for d in order)
+            self.loop.add(f"{name} = {inside} & ~((tl.abs({x}) < {least}) | ({x} == 0.0))")
+            self.shared[key] = f"tl.max(tl.max({name}.to(tl.int32), 1), 0) > 0"
+        return self.shared[key]
 
     def vector_product(self, u: Update, right: Value) -> None:
         """A product that leaves a vector (no row axis, or no width): multiplied and summed."""

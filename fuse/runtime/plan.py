@@ -63,6 +63,7 @@ class Planned:
             inputs=tuple(map(str, self.executable.inputs)), outputs=tuple(map(str, self.executable.outputs)),
             bytes_saved=bytes_virtual(self.imported), flops=flops(forward, hints), target=self.target,
             schedules={n: str(s) for n, s in built["schedule"].items() if s is not None},
+            filters={r.name: c.eps for r in kernels for c in r.carries if c.eps is not None},
             sources={n: s for n, s in built["source"].items() if s is not None},
             notes=(*plan.notes, *self.executable.lacking.values()),
             snapshots={n: partial(print_program, p) for n, p in plan.snapshots.items()}, key=self.key)
