@@ -5,6 +5,11 @@
 Times are taken in one process with the arms interleaved, so that a slow moment of the machine hits all of them; read the
 ratios. Peak memory is taken in a fresh process per arm: what the process grew to during one warm step, above what it held
 before (inputs, weights and code), so gradients count. Errors are those of the loss and the gradients against float64.
+
+    python benchmarks/head.py --dtype bfloat16 --peaked 11 --gradient-filter auto
+
+adds an arm per schedule that leaves out negligible parts of the gradients, and gives each row one likely word, as training
+does: random rows alone are nearly uniform over the words, so that such an arm would leave out what counts.
 """
 from __future__ import annotations
 
@@ -42,9 +47,12 @@ def make(arm: str):
 def inputs(a: argparse.Namespace):
     torch.manual_seed(0)
     dtype = getattr(torch, a.dtype)
-    h = (torch.randn(a.rows, a.width, device=a.device)).to(dtype).requires_grad_()
-    weight = (torch.randn(a.vocabulary, a.width, device=a.device) * a.width ** -0.5).to(dtype).requires_grad_()
-    return h, weight, torch.randint(0, a.vocabulary, (a.rows,), device=a.device)
+    h = torch.randn(a.rows, a.width, device=a.device)
+    weight = torch.randn(a.vocabulary, a.width, device=a.device) * a.width ** -0.5
+    y = torch.randint(0, a.vocabulary, (a.rows,), device=a.device)
+    if a.peaked:
+        h += a.peaked * weight[torch.randint(0, a.vocabulary, (a.rows,), device=a.device)]
+    return h.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), y
 
 
 def step(f, h, weight, y) -> float:
@@ -123,7 +131,12 @@ def child(a: argparse.Namespace, arm: str, what: str):
 
 
 def _sizes(a: argparse.Namespace) -> list[str]:
-    return [f"--{n}={getattr(a, n)}" for n in ("rows", "width", "vocabulary", "dtype", "device", "threads")]
+    names = ("rows", "width", "vocabulary", "dtype", "device", "threads", "peaked", "gradient-filter")
+    return [f"--{n}={getattr(a, n.replace('-', '_'))}" for n in names]
+
+
+def gradient_filter(text: str) -> str | float:
+    return text if text in ("off", "auto") else float(text)
 
 
 def main() -> None:
@@ -135,11 +148,18 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--arms", type=lambda s: s.split(","), default=list(ARMS))
+    parser.add_argument("--peaked", type=float, default=0.0, help="logit of each row's likely word (11: p = 0.4 of 50304 words)")
+    parser.add_argument("--gradient-filter", type=gradient_filter, default="off", help="adds arms with this value of the option")
+    parser.add_argument("--arms", type=lambda s: s.split(","))
     parser.add_argument("--json", type=Path, help="write the record here")
     parser.add_argument("--only", nargs=2, metavar=("WHAT", "ARM"), help=argparse.SUPPRESS)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
+    if a.gradient_filter != "off":
+        for schedule in ("auto", "recompute"):
+            name = "fuse-filter" + (f"-{schedule}" if schedule != "auto" else "")
+            ARMS[name] = {"backend": "fuse", "options": {"schedule": schedule, "gradient_filter": a.gradient_filter}}
+    a.arms = a.arms or list(ARMS)
     if a.only:
         print(json.dumps({"peak": peak, "errors": errors}[a.only[0]](a, a.only[1])))
         return
@@ -154,7 +174,8 @@ def main() -> None:
         print("".join(f"{c!s:>14}" for c in [arm, *row.values()]))
     if a.json:
         record = {"benchmark": "head", "rows": a.rows, "width": a.width, "vocabulary": a.vocabulary, "dtype": a.dtype,
-                  "device": a.device, "threads": a.threads, "torch": torch.__version__, "machine": platform.processor(),
+                  "device": a.device, "threads": a.threads, "peaked": a.peaked, "gradient_filter": a.gradient_filter,
+                  "torch": torch.__version__, "machine": platform.processor(),
                   "arms": table}
         a.json.parent.mkdir(parents=True, exist_ok=True)
         a.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -3,8 +3,7 @@
 Threads share row tiles or batch points where there are enough of them and no sum crosses them; otherwise they work inside
 one tile, with GEMMs that thread themselves. Tile extents are upper bounds (a launch evens tiles out); the figures were
 measured at 2048 x 768 x 50304 and at 8 heads of 2048 x 64. A GEMM wants both of its free extents large: a slab, which is
-short to stay small, is as wide as the stream; other tiles are square. Where rows of a tile may be left out, tiles are narrow:
-in a wide one every row has an entry that counts.
+short to stay small, is as wide as the stream; other tiles are square.
 """
 from __future__ import annotations
 
@@ -31,7 +30,6 @@ LEAST = {"row": 1024, "col": 1024}        # a quarter of the memory of a tile, f
 SLAB = {"row": 512, "col": 1 << 20}       # at fewer than 256 rows the GEMMs are bound by memory
 SPREAD = {"row": 128, "col": 512}
 PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a loop nest, not memory
-NARROW = 1024                             # positions of a row that may be left out together
 
 
 def schedules(region: Region, hints: Mapping[str, int], options: Any) -> Sequence[Schedule]:
@@ -97,9 +95,6 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
         tile["row"] = max(16, min(tile["row"], SLAB["row"], rows // 2, budget // max(4 * cols * slabs, 1)))
         if parallel == "inside":
             tile["col"] = SLAB["col"]
-    for u in (u for level in program.levels for u in level.updates if u.limit is not None):
-        along = "col" if u.lane == "row" else "row"
-        tile[along] = min(tile[along], NARROW)
     tile.update({d: n for d, n in forced.items() if d in tile})
     half = any(slot.dtype == "bfloat16" for slot in program.inputs) and native_bfloat16()
     return Schedule(kind, tuple(tile.items()), parallel, (("native", 1),) if half else ())
