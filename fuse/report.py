@@ -118,7 +118,8 @@ def _region_lines(region: RegionReport) -> list[str]:
             ("reads", _types(region.inputs)), ("gives", _types(region.outputs)), ("not stored", size_text(region.bytes_saved)),
             ("forward", f"{region.flops / 1e9:.3g} GFLOP" if region.flops else ""),
             ("kernels", f"{region.target}: {schedules}" if schedules else region.target)]
-    rows += [("filter", f"{name} leaves out what is below {eps:.3g} of its row's cotangent") for name, eps in region.filters.items()]
+    rows += [("filter", f"{name} leaves out what is below {eps:.3g} of its row's cotangent")
+             for name, eps in region.filters.items()]
     rows += [("note", str(note)) for note in region.notes]
     return [f"  FUSED     {', '.join(region.kinds)}"] + [f"    {name:<11}{text}" for name, text in rows if text]
 

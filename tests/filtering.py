@@ -75,7 +75,8 @@ def within_bound(form: str, eps: float, h: Tensor, W: Tensor, y: Tensor, **optio
     wide = [t.detach().double().requires_grad_() for t in (h, W)]
     exact = gradients(FORMS[form], *wide, y)
     g, slack = cotangents(form, y), SLACK[h.dtype]
-    bounds = (eps * g[:, None] * wide[1].detach().abs().sum(0), (eps * (g[:, None] * wide[0].detach().abs()).sum(0)).expand_as(dw))
+    rows, words = (t.detach().abs() for t in wide)
+    bounds = eps * g[:, None] * words.sum(0), (eps * (g[:, None] * rows).sum(0)).expand_as(dw)
     for found, want, bound in zip((dx, dw), exact, bounds, strict=True):
         assert found.isfinite().all()
         over = (found.double() - want).abs() - bound * (1 + 1e-3)

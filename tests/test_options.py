@@ -30,7 +30,15 @@ def test_every_option_is_accepted():
     ({"min_virtual_bytes": -1}, "'min_virtual_bytes' must be an integer >= 0"),
     ({"min_virtual_bytes": True}, "'min_virtual_bytes' must be an integer >= 0"),
     ({"fuel": 1.5}, "'fuel' must be an integer"),
-    ({"gradient_filter": 2 ** -12}, "can only be 'off'.*not implemented"),
+    ({"gradient_filter": "on"}, "'gradient_filter' must be 'off'.*'auto', or a number of at least 0 and below 1, not 'on'"),
+    ({"gradient_filter": "0.1"}, "'gradient_filter' must be"),
+    ({"gradient_filter": -1e-3}, "'gradient_filter' must be"),
+    ({"gradient_filter": 1.0}, "'gradient_filter' must be"),
+    ({"gradient_filter": float("nan")}, "'gradient_filter' must be"),
+    ({"gradient_filter": float("inf")}, "'gradient_filter' must be"),
+    ({"gradient_filter": True}, "'gradient_filter' must be"),
+    ({"gradient_filter": None}, "'gradient_filter' must be"),
+    ({"gradient_filter": [0.1]}, "'gradient_filter' must be"),
     ({"schedule": "best"}, "'schedule' must be one of 'auto', 'recompute'"),
     ({"strict": 1}, "'strict' must be True or False"),
     ({"require": ["cross_entropy"]}, "no kind is called 'cross_entropy'; the kinds are attention"),
@@ -41,6 +49,12 @@ def test_every_option_is_accepted():
 def test_what_is_refused(options, message):
     with pytest.raises(OptionError, match=message):
         Options.parse(options)
+
+
+def test_the_gradient_filter_is_off_or_a_bound():
+    given = ("off", "auto", 0, 2 ** -12)
+    assert [Options.parse({"gradient_filter": value}).eps for value in given] == [None, "auto", 0.0, 2.0 ** -12]
+    assert len({Options.parse({"gradient_filter": value}).digest for value in given}) == len(given)
 
 
 def test_mode_may_come_from_either_side():

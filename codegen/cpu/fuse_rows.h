@@ -16,8 +16,10 @@ template <class T> INLINE Mat<T> from(Mat<T> a, int64_t i, int64_t j) {
 template <class T> INLINE void tops(const Mat<T>& x, int64_t first, int64_t last, int64_t n, T* top) {
   fill(top, T(0));
   if (x.t) {
-    for (int64_t j = 0; j < n; ++j)
-      for (int64_t i = first; i < last; ++i) top[i - first] = max_(abs_(x.p[j * x.ld + i]), top[i - first]);
+    for (int64_t j = 0; j < n; ++j) {
+      const T* line = x.p + j * x.ld + first;
+      strips(int(last - first), [&](int c, int) EACH { top[c] = max_(abs_(line[c]), top[c]); });
+    }
     return;
   }
   for (int64_t i = first; i < last; ++i) {

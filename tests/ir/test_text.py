@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -48,6 +49,15 @@ output loss: float32[]
 anchor %0
 """
     )
+
+
+def test_what_may_be_left_out_is_text():
+    softmax = EXAMPLES["softmax"]
+    region = softmax.steps[0]
+    plain = replace(region.carry("o"), relative_to=None, eps=2.0**-12, scale=read(Q, i, const(0, "int64")))
+    carries = tuple(plain if c.name == "o" else c for c in region.carries)
+    text = round_trip(replace(softmax, steps=(replace(region, carries=carries), *softmax.steps[1:])))
+    assert "] over(j) eps=0.000244140625 scale=Q[i, 0] = " in text
 
 
 def test_regions_read_like_equations():

@@ -71,6 +71,7 @@ def read_part(name: str, part: str = "prefix", axes: tuple[Axis, ...] = (t, d, e
 m = stored("c.m", "float32", (i,))
 wrong_i = Axis("i", Size.of(9))
 BODY = read(Q, i, d)
+ONE = const(1, "float32")
 
 BAD: dict[str, tuple[Callable[[], Program], str]] = {
     # expressions
@@ -104,6 +105,23 @@ BAD: dict[str, tuple[Callable[[], Program], str]] = {
         r"expected Q: float32\[4, I\]",
     ),
     "another type": (lambda: carry("o", storage="bfloat16"), "expected o: bfloat16"),
+    # what may be left out
+    "eps alone": (lambda: carry("o", relative_to=None, eps=0.1), "eps and scale go together"),
+    "scale of a relative sum": (lambda: carry("o", eps=0.1, scale=ONE), "expected a plain SUM of floats"),
+    "scale of a maximum": (lambda: carry("c", eps=0.1, scale=ONE), "expected a plain SUM of floats"),
+    "eps of one": (lambda: carry("o", relative_to=None, eps=1.0, scale=ONE), "expected 0 <= eps < 1"),
+    "type of a scale": (
+        lambda: carry("o", relative_to=None, eps=0.1, scale=const(1, "float64")),
+        "the scale has element type float64, expected float32",
+    ),
+    "scale per element": (
+        lambda: carry("o", relative_to=None, eps=0.1, scale=SCORES),
+        r"the scale varies along \(i, j\), expected axes of the grid \(i\) or of the streams \(j\)",
+    ),
+    "scale of its own level": (
+        lambda: carry("o", relative_to=None, eps=0.1, scale=carry_part(SOFTMAX.steps[0].carry("c"), "final", ".m")),
+        "expected a level below",
+    ),
     # defines
     "define axes": (
         lambda: replace(SOFTMAX, steps=(Define("x", BODY, (i,)), *SOFTMAX.steps)),

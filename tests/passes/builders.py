@@ -1,6 +1,8 @@
 """A linear head and its pieces, for tests of the passes."""
 from __future__ import annotations
 
+from typing import Any
+
 from fuse.ir.expr import Axis, Buffer, Expr, cast, const, dot, iota, lse, make, read, sum_, where
 from fuse.ir.program import Define, Output, Program, Region, Term
 from fuse.ir.size import Size
@@ -37,7 +39,7 @@ def program(*values: Expr) -> Program:
     return Program((H, W, Y), outputs, anchors=(SCORES,))
 
 
-def plan(*values: Expr, wrt: tuple[str, ...] = ("x0", "x1"), **options: bool) -> Plan:
+def plan(*values: Expr, wrt: tuple[str, ...] = ("x0", "x1"), **options: Any) -> Plan:
     return compile_program(program(*values), Context(hints=SIZES, wrt=wrt, **options))
 
 
