@@ -5,6 +5,7 @@
 #include "fuse_cpu.h"
 
 constexpr int STRIP = 512;              // columns: fewer leave out more, and make smaller products
+constexpr int TOPS = 256;
 constexpr int64_t FEW = 1 << 18;        // elements that one thread copies before others have woken up
 INLINE int64_t strips_of(int64_t n) { return (n + STRIP - 1) / STRIP; }
 
@@ -12,10 +13,11 @@ INLINE int64_t strips_of(int64_t n) { return (n + STRIP - 1) / STRIP; }
 template <class T> INLINE Mat<T> from(Mat<T> a, int64_t i, int64_t j) {
   return {a.p + (a.t ? j * a.ld + i : i * a.ld + j), a.ld, a.t};
 }
-// The largest magnitudes of rows first .. last - 1 (LANES at most); nan is the largest.
+// The largest magnitudes of rows first .. last - 1 (TOPS at most, so that lines of a turned matrix are read in runs); nan
+// is the largest.
 template <class T> INLINE void tops(const Mat<T>& x, int64_t first, int64_t last, int64_t n, T* top) {
-  fill(top, T(0));
   if (x.t) {
+    start(top, last - first, T(0));
     for (int64_t j = 0; j < n; ++j) {
       const T* line = x.p + j * x.ld + first;
       strips(int(last - first), [&](int c, int) EACH { top[c] = max_(abs_(line[c]), top[c]); });
@@ -41,9 +43,9 @@ SHARED bool significant(const Mat<T>& x, int64_t m, int64_t n, const T* limit, i
     const Mat<T> strip = from(x, 0, s * STRIP);
     const int64_t wide = n - s * STRIP < STRIP ? n - s * STRIP : STRIP;
     int64_t count = 0;
-    for (int64_t first = 0; first < m; first += LANES) {
-      const int64_t last = first + LANES < m ? first + LANES : m;
-      T top[LANES];
+    for (int64_t first = 0; first < m; first += TOPS) {
+      const int64_t last = first + TOPS < m ? first + TOPS : m;
+      T top[TOPS];
       tops(strip, first, last, wide, top);
       for (int64_t i = first; i < last; ++i)
         if (!(top[i - first] < limit[i * step] || top[i - first] == T(0))) which[s * m + count++] = i;

@@ -229,7 +229,7 @@ class Carries:
         text = f"{text}.to({DTYPES[kind]})" if kind != "float32" else text
         acc = self.rescaled(u) if u.relative is not None else u.state
         line = f"{u.state} = {t.dot_call(text, t.dot_operand(right, ('col', q), kind, [t.range('col')]), acc, kind)}"
-        if u.limit is not None and left is u.value:
+        if u.limit is not None and left is not None and left is u.value:
             self.loop.add(f"if {self.counts(left, u.limit, order)}:")
             line = f"    {line}"
         self.loop.add(line)

@@ -21,7 +21,8 @@ P = softmax()
 
 
 def filtered(p: Plan) -> list[Carry]:
-    return [c for part in (p.forward, p.backward) if part is not None for r in part.regions for c in r.carries if c.eps is not None]
+    parts = [part for part in (p.forward, p.backward) if part is not None]
+    return [c for part in parts for r in part.regions for c in r.carries if c.eps is not None]
 
 
 def scale(ds: Expr, cotangents: tuple[str, ...] = ("ct",)) -> Expr | None:
