@@ -6,7 +6,7 @@ from torch import fx
 from fuse.frontend.absorb import with_tail
 from fuse.frontend.candidates import Candidate, find_candidates
 from fuse.frontend.importer import Imported, import_candidate
-from fuse.frontend.supported import streamable, supported, worthwhile
+from fuse.frontend.supported import streamable, worthwhile
 from fuse.log import miss_of
 from fuse.options import Options
 from fuse.reasons import Miss
@@ -39,7 +39,6 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
 
 def _imported(candidate: Candidate, options: Options, alone: bool) -> Imported | Miss:
     miss = worthwhile(candidate) if options.virtual_floor else None
-    miss = supported(candidate) if miss is None else miss
     if miss is not None:
         return miss
     whole = with_tail(candidate) if alone else None    # a tail may join two regions: it is neither's

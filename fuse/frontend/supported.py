@@ -1,14 +1,10 @@
-"""The one place that says which candidates fuse takes today: a single distribution reduced to statistics of its rows.
-
-The importer can express more (attention, several distributions); each is enabled here once passes and targets follow.
-"""
+"""Which candidates are taken: those that pay (before they are imported) and whose large values can be swept (after)."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fuse.frontend.candidates import Candidate, contractions
 from fuse.frontend.tables_contract import product_of
-from fuse.frontend.value import where
 from fuse.ir.expr import FLOATS, Axis, Expr, topological
 from fuse.ir.program import Program
 from fuse.ir.size import Size, product
@@ -48,57 +44,40 @@ def worthwhile(candidate: Candidate) -> Miss | None:
     return None
 
 
-def supported(candidate: Candidate) -> Miss | None:
-    """The Miss of a candidate whose family is not taken yet, before it is imported."""
-    if len(candidate.anchors) > 1:
-        names = ", ".join(n.name for n in candidate.anchors)
-        return Miss("TARGET_LACKS", candidate.where, f"{len(candidate.anchors)} contractions in one region: {names}")
-    for node in candidate.exits:
-        for _ in contractions(candidate.shadow.value(node)):
-            return Miss("TARGET_LACKS", where(node), f"{node.name} contracts the large value with another tensor")
-    return None
-
-
 def streamable(program: Program, candidate: Candidate) -> Miss | None:
-    """The Miss of an imported program that is not one sweep along one axis of one anchor."""
-    if len(program.anchors) != 1:
-        return Miss("TARGET_LACKS", candidate.where, f"the region reads the contraction in {len(program.anchors)} ways")
-    anchor = frozenset(program.anchors[0].axes)
-    if not anchor:
+    """The Miss of an imported program whose large values cannot each be swept along one axis."""
+    anchors = [frozenset(a.axes) for a in program.anchors]
+    if not anchors or not all(anchors):
         return Miss("NOT_A_REDUCTION", candidate.where, "the contraction is a single number")
+
+    def spanned(x: Expr) -> list[frozenset[Axis]]:
+        return [a for a in anchors if a <= set(x.axes)]
     roots = [t.value for o in program.outputs for t in o.terms]
-    streams: set[Axis] | None = None
+    streams: dict[frozenset[Axis], set[Axis]] = {}
     for node in topological(roots):
-        if _knife_edge(node, anchor):
+        large = {a for arg in node.args for a in spanned(arg)}
+        if large and node.op in ("scan", "shift"):
+            return Miss("TARGET_LACKS", candidate.where, f"a {node.op} over the large value")
+        if spanned(node) and _knife_edge(node, spanned):
             return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
                         "the large value is compared with its own maximum, which one rounding decides: use argmax")
-        virtual = [a for a in node.args if anchor <= set(a.axes)]
-        if not virtual:
-            continue
-        if node.op in ("scan", "shift"):
-            return Miss("TARGET_LACKS", candidate.where, f"a {node.op} over the large value")
-        gone = _swept(node) & anchor
-        if not gone:
-            continue
-        if set(node.axes) - anchor or set(virtual[0].axes) - anchor:
-            return Miss("TARGET_LACKS", node.origin or candidate.where, "a statistic wider than one number a row")
-        streams = gone if streams is None else streams & gone
-        if not streams:
-            return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
-                        "the large value is reduced along two different axes")
+        for anchor in large:
+            gone = _swept(node) & anchor
+            if gone:
+                streams[anchor] = gone & streams.get(anchor, gone)
+                if not streams[anchor]:
+                    return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
+                                "the large value is reduced along two different axes")
     if not streams:
         return Miss("NOT_A_REDUCTION", candidate.where, "nothing reduces the large value")
-    for root in roots:
-        if anchor <= set(root.axes):
-            return Miss("ESCAPES", candidate.where)
-    return None
+    return Miss("ESCAPES", candidate.where) if any(map(spanned, roots)) else None
 
 
-def _knife_edge(node: Expr, anchor: frozenset[Axis]) -> bool:
+def _knife_edge(node: Expr, spanned: Callable[[Expr], object]) -> bool:
     """x == max(x) and the like: x is computed again there and may differ from the stored maximum in its last bit."""
-    if node.op not in ("eq", "ne", "lt", "le") or node.args[0].dtype not in FLOATS or not anchor <= set(node.axes):
+    if node.op not in ("eq", "ne", "lt", "le") or node.args[0].dtype not in FLOATS:
         return False
-    return any(e.op == "max" and anchor <= set(e.args[0].axes) for e in topological(node.args))
+    return any(e.op == "max" and spanned(e.args[0]) for e in topological(node.args))
 
 
 def _swept(node: Expr) -> set[Axis]:
