@@ -21,19 +21,39 @@ def skips(level: Level, compared: Mapping[int, Affine]) -> tuple[Skip, ...]:
     positions -> x - y as a linear form."""
     if level.stores or level.stage or not level.updates:
         return ()
-    found = []
-    for s in level.body:
-        if isinstance(s, Point) and s.out.id in compared:
-            for holds in (False, True):
-                known = follow(level.before, {s.out.id: holds})
-                if all(adds_nothing(u, known) for u in level.updates):
-                    found.append(condition(s, compared[s.out.id], holds))
+    comparisons = [(s, compared[s.out.id]) for s in level.before if isinstance(s, Point) and s.out.id in compared]
+    found: dict[Skip, None] = {}
+    for s, form in comparisons:
+        if "col" not in s.out.dims:
+            continue
+        for holds in (False, True):
+            assumed = condition(s, form, holds)
+            known = follow(level.before, implied(assumed, comparisons))
+            if all(adds_nothing(u, known) for u in level.updates):
+                found[assumed] = None
     return tuple(found)
+
+
+def implied(assumed: Skip, comparisons: Iterable[tuple[Point, Affine]]) -> Known:
+    """What f >= bound throughout says of every comparison of f or -f, plus a constant, with 0."""
+    known: Known = {}
+    for s, form in comparisons:
+        strict = s.op == "lt"
+        for sign, f in ((1, assumed.form), (-1, negated(assumed.form))):
+            gap = (form.offset - f.offset).constant
+            if gap is None or dict(form.terms) != dict(f.terms):
+                continue
+            if sign > 0 and assumed.bound + gap >= (0 if strict else 1):
+                known[s.out.id] = False
+            if sign < 0 and gap - assumed.bound <= (-1 if strict else 0):
+                known[s.out.id] = True
+    return known
 
 
 def condition(s: Point, form: Affine, holds: bool) -> Skip:
     """x <= y fails throughout if min(x - y) >= 1 and holds if min(y - x) >= 0; likewise for <."""
     strict = s.op == "lt"
+    form = Affine(tuple(sorted(form.terms, key=lambda term: term[0])), form.offset)
     if holds:
         return Skip(negated(form), 1 if strict else 0)
     return Skip(form, 0 if strict else 1)

@@ -6,7 +6,7 @@ In dependency order, a leaf joins the earliest region of the same phase, streams
   - holds the same row: under the slab schedule a gradient that depends, up to one common factor, on its own row's
     statistics alone joins the forward region one level up and is swept from the staged rows.
 Two dots over the two axes of one anchor (both gradients of a contraction) may share the recomputed tile: the second is
-accumulated `over` the grid.
+accumulated `over` the grid. Axes that both keep, and both operands of the contraction have, are a batch of such regions.
 """
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 
 from fuse.ir.expr import Axis, Expr, topological
 from fuse.ir.program import Kind
+from fuse.passes.products import product_of
 from fuse.passes.regions import Leaf, rows_only
 from fuse.passes.separate import Separated, separate
+from fuse.passes.simplify import is_dot
 from fuse.reasons import Miss
 
 
@@ -111,10 +113,17 @@ def _fits(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf], note: Callable[[
 
 def _shares(leaf: Leaf, group: Group) -> Member | None:
     """dW beside dX: the same anchor with stream and grid exchanged, needing nothing the region computes."""
-    exchanged = set(leaf.streams) == set(group.grid) and set(leaf.grid) == set(group.streams)
-    if not exchanged or not leaf.dot or not all(m.leaf.dot for m in group.members):
+    common = set(leaf.grid) & set(group.grid)
+    exchanged = set(leaf.streams) == set(group.grid) - common and set(leaf.grid) - common == set(group.streams)
+    if not exchanged or not leaf.dot or not all(m.leaf.dot for m in group.members) or not common <= _batch(leaf.body):
         return None
     return None if any(group.member(n) for n in leaf.needs) else Member(leaf, 0, leaf.streams)
+
+
+def _batch(body: Expr) -> set[Axis]:
+    """The axes along which some dot in `body` is one of many of the same shape: both its operands have them."""
+    dots = [product_of(e.args[0]).factors for e in topological([body]) if is_dot(e)]
+    return {a for factors in dots for a in factors[0].axes if all(a in f.axes for f in factors if len(f.axes) > 1)}
 
 
 def _streams_first(rest: list[Leaf], groups: list[Group]) -> list[Leaf]:

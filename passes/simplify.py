@@ -10,7 +10,7 @@
     real(sum(x))                       ->  sum(real(x))
     x * 1, x + 0, x / 1, -(-x), ...    ->  x
 
-Products are kept in the normal form of products.py.
+Products are kept in the normal form of products.py, predicates in that of conditions.py.
 """
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from fuse.ir.expr import (
 )
 from fuse.ir.ops import OPS
 from fuse.ir.size import product
+from fuse.passes.conditions import comparison, junction, negated
 from fuse.passes.products import ONE, extract, is_const, order_key, product_of, times
 
 
@@ -95,19 +96,14 @@ def _where(node: Expr) -> Expr | None:
     if a is b:
         return a
     if is_const(a, 0) and not is_const(b, 0):
-        return make("where", _not(condition), b, a)
+        return make("where", negated(condition), b, a)
+    if condition.op == "not" and not is_const(b, 0):
+        return make("where", condition.args[0], b, a)
     if not is_const(b, 0) or a.op == "const":
         return None
     # where(c, s, 0) with a scalar s: the scalar is a common factor, and belongs outside.
     common, rest = extract(a, _scalar)
     return None if common == ONE else times(common, where(condition, rest, 0))
-
-
-def _not(condition: Expr) -> Expr:
-    if condition.op == "not":
-        return condition.args[0]
-    flipped = {"eq": "ne", "ne": "eq"}.get(condition.op)
-    return make(flipped, *condition.args) if flipped else make("not", condition)
 
 
 def _scalar(x: Expr) -> bool:
@@ -209,12 +205,21 @@ def _part_of_sum(node: Expr) -> Expr | None:
     return sum_(make(node.op, x.args[0]), *x["axes"]) if x.op == "sum" else None
 
 
+def _not(node: Expr) -> Expr | None:
+    found = negated(node.args[0])
+    return None if found is node else found
+
+
 def _commute(node: Expr) -> Expr | None:
+    found = junction(node) if node.op in ("and", "or") else comparison(node)
+    if found is not None:
+        return found
     args = sorted(node.args, key=order_key)
     return None if args[0] is node.args[0] else rebuild(node, args)
 
 
 _RULES: dict[str, Callable[[Expr], Expr | None]] = {
     "mul": _mul, "div": _div, "add": _add, "sub": _sub, "neg": _double_neg, "where": _where, "sum": _sum, "cast": _cast,
-    "pick": _pick, "real": _part_of_sum, "imag": _part_of_sum, "eq": _commute, "and": _commute,
+    "pick": _pick, "real": _part_of_sum, "imag": _part_of_sum, "not": _not, "lt": comparison, "le": comparison,
+    "eq": _commute, "ne": _commute, "and": _commute, "or": _commute,
 }
