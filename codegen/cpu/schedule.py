@@ -29,6 +29,7 @@ INSIDE = {"row": 2048, "col": 2048}
 LEAST = {"row": 1024, "col": 1024}        # a quarter of the memory of a tile, for a little time
 SLAB = {"row": 512, "col": 1 << 20}       # at fewer than 256 rows the GEMMs are bound by memory
 SPREAD = {"row": 128, "col": 512}
+BOUNDED = {"row": 128, "col": 256}        # tiles may be skipped: fewer of a long one's columns are needed
 PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a loop nest, not memory
 
 
@@ -79,7 +80,8 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
     points = likely(product(program.axis(a).extent for a in program.batch), hints)
     allowed, threads = modes(program), torch.get_num_threads()
     products = any(d.out.scope == "tile" for d in program.dots) or any(u.wide for level in program.levels for u in level.updates)
-    spread = SPREAD if products else PLAIN
+    bounded = any(level.skips for level in program.levels)
+    spread = (BOUNDED if bounded else SPREAD) if products else PLAIN
     if "grid" in allowed and points * -(-rows // spread["row"]) >= 2 * threads:
         parallel, tile = "grid", dict(spread)
         if products and points * -(-rows // INSIDE["row"]) >= 2 * threads and deep(program, hints) > SPREAD["row"]:
