@@ -38,13 +38,13 @@ def fuse(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = N
     report = fuse_graph(gm, chosen, lambda: spare.append(private.untouched_copy(gm)))
     _check_required(report, chosen)
     try:
-        compiled = finish(gm, example_inputs, chosen, edited=bool(spare), guarded=bool(report.misses))
+        compiled = finish(gm, example_inputs, chosen, edited=bool(spare))
     except Exception as error:
         if private.steers_dynamo(error) or not spare:
             raise
         report.give_up(miss_of(error))
         fail(report.misses[-1], chosen.strict, "The whole graph is compiled without fuse.", error)
-        compiled = finish(spare[0], example_inputs, chosen, edited=False, guarded=True)
+        compiled = finish(spare[0], example_inputs, chosen, edited=False)
     publish(report)    # at last: Dynamo may have restarted the analysis
     return compiled
 
@@ -113,15 +113,14 @@ def bodies(gm: GraphModule) -> Iterator[GraphModule]:
                 todo += [m for m in inner if isinstance(m, GraphModule)]
 
 
-def finish(gm: GraphModule, example_inputs: Sequence[Any], options: Options, *, edited: bool,
-           guarded: bool) -> Callable[..., Any]:
+def finish(gm: GraphModule, example_inputs: Sequence[Any], options: Options, *, edited: bool) -> Callable[..., Any]:
     """Inductor, for everything fuse did not take; on a CPU without a compiler for it, PyTorch as it is."""
     from fuse.runtime.inductor import patches
 
     if private.lacks_compiler(example_inputs):
         fail(Miss("NO_COMPILER"), options.strict, "The rest runs op by op.")
         return gm.forward
-    return private.inductor(gm, example_inputs, patches(options, edited=edited, guarded=guarded))
+    return private.inductor(gm, example_inputs, patches(options, edited=edited))
 
 
 def _check_required(report: GraphReport, options: Options) -> None:

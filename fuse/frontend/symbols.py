@@ -17,7 +17,7 @@ Dim = int | torch.SymInt
 
 @lru_cache(maxsize=4096)
 def _polynomial(expr: sympy.Expr) -> Size:
-    """An integer polynomial; what is not one (a floor division, say) is a symbol of its own."""
+    """An integer polynomial; what is not one (a floor division with a rest, say) is a symbol of its own."""
     if expr.is_Integer:
         return Size.of(int(expr))
     if expr.is_Add or expr.is_Mul:
@@ -31,6 +31,10 @@ def _polynomial(expr: sympy.Expr) -> Size:
         for _ in range(int(expr.exp)):
             total = total * _polynomial(expr.base)
         return total
+    if type(expr).__name__ in ("FloorDiv", "CleanDiv"):
+        exact = _polynomial(expr.args[0]).divided_by(_polynomial(expr.args[1]))
+        if exact is not None:
+            return exact
     return Size.symbol(str(expr))
 
 

@@ -5,7 +5,7 @@ Stamp          does nothing. Its uuid enters the keys of AOTAutograd's and Induc
 SoftmaxGuard   softmax(x) -> -(-softmax(x)), bit for bit the same, wherever a contraction may read it. Before torch
                2.15 Inductor rewrites softmax(q k) v to scaled_dot_product_attention without looking at the axis of the
                softmax or at what a mask fills in (pytorch#196468, #195320). No config switches that off alone, but its
-               patterns do not see through the double negation. Used where fuse refused something and left it to Inductor.
+               patterns do not see through the double negation.
 """
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def needs_softmax_guard() -> bool:
     return tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 
 
-def patches(options: Options, *, edited: bool, guarded: bool) -> dict[str, Any]:
-    """The config patches for compile_fx: the user's mode, the stamp if the graph was edited, the guard if asked for."""
+def patches(options: Options, *, edited: bool) -> dict[str, Any]:
+    """The config patches for compile_fx: the user's mode, the guard, and the stamp if the graph was edited."""
     out, config = mode_patches(options.mode), inductor_config()
     if edited:
         out["post_grad_custom_post_pass"] = after(config.post_grad_custom_post_pass, Stamp(options))
-    if guarded and needs_softmax_guard():
+    if needs_softmax_guard():
         out["joint_custom_pre_pass"] = after(config.joint_custom_pre_pass, SoftmaxGuard())
     return out
 
