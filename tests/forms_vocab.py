@@ -554,8 +554,6 @@ def clip_two_matrices(h, teacher, scale):
     return (F.cross_entropy(s * a @ b.T, label) + F.cross_entropy(s * b @ a.T, label)) / 2
 
 
-# ---- imported, but refused for now -----------------------------------------------------------------------------------
-
 @form(regions=0, misses=("NOT_A_REDUCTION",))
 def clip_one_matrix(h, teacher, scale):
     a, b = (F.normalize(t.reshape(-1, t.shape[-1]), dim=-1) for t in (h, teacher))
@@ -564,7 +562,7 @@ def clip_one_matrix(h, teacher, scale):
     return (F.cross_entropy(s, label) + F.cross_entropy(s.T, label)) / 2
 
 
-@form(regions=0, misses=("TARGET_LACKS",))
+@form()
 def distillation(h, W, y, teacher, V2):
     s, t = F.linear(h, W).view(-1, W.shape[0]), F.linear(teacher, V2).view(-1, W.shape[0])
     kd = F.kl_div(F.log_softmax(s / 2.0, -1), F.softmax(t / 2.0, -1), reduction="batchmean") * 4.0
@@ -579,13 +577,13 @@ def jensen_shannon(h, W, teacher, V2):
     return (0.5 * kl(t) + 0.5 * kl(s)).sum(-1).mean()
 
 
-@form(regions=0, misses=("TARGET_LACKS",))
+@form()
 def lora_head(h, W, y, A, Bm):
     x = F.linear(h, W) + F.linear(F.linear(h, A), Bm) * 2.0
     return F.cross_entropy(x.view(-1, W.shape[0]), y.view(-1))
 
 
-@form(regions=0, misses=("TARGET_LACKS",))
+@form()
 def expected_embedding(h, W, y, E):
     p = F.linear(h, W).softmax(-1)
     return F.mse_loss(p @ E, E[y])
@@ -627,12 +625,12 @@ def contracted_with_as_large(h, W, M):
     return F.linear(h, W).softmax(-1) @ M
 
 
-@form(regions=0, misses=("TARGET_LACKS",))
+@form()
 def hidden_layer(h, W1, W2):
     return F.linear(F.silu(F.linear(h, W1)), W2)
 
 
-@form(regions=0, misses=("TARGET_LACKS",))
+@form()
 def attention(queries, keys):
     s = queries @ keys.transpose(1, 2)
     return torch.softmax(s, -1) @ keys

@@ -49,6 +49,9 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
     anchors = [frozenset(a.axes) for a in program.anchors]
     if not anchors or not all(anchors):
         return Miss("NOT_A_REDUCTION", candidate.where, "the contraction is a single number")
+    if len(anchors) > len(candidate.anchors):       # each way is a sweep that makes the value again
+        return Miss("TARGET_LACKS", candidate.where,
+                    f"the region reads {len(candidate.anchors)} contraction(s) in {len(anchors)} ways")
 
     def spanned(x: Expr) -> list[frozenset[Axis]]:
         return [a for a in anchors if a <= set(x.axes)]
@@ -56,8 +59,8 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
     streams: dict[frozenset[Axis], set[Axis]] = {}
     for node in topological(roots):
         large = {a for arg in node.args for a in spanned(arg)}
-        if large and node.op in ("scan", "shift"):
-            return Miss("TARGET_LACKS", candidate.where, f"a {node.op} over the large value")
+        if large and node.op in ("scan", "shift") or spanned(node) and node.op in ("lse", "argmax"):
+            return Miss("TARGET_LACKS", node.origin or candidate.where, f"a {node.op} as large as the large value")
         if spanned(node) and _knife_edge(node, spanned):
             return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
                         "the large value is compared with its own maximum, which one rounding decides: use argmax")

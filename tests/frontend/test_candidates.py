@@ -84,9 +84,10 @@ def test_a_hidden_layer_is_not_worth_it_and_attention_is() -> None:
         return torch.softmax(q @ k.transpose(-1, -2) * 0.1, -1) @ v
     x, up, down = torch.randn(300, 400), torch.randn(1600, 400), torch.randn(400, 1600)
     assert look_at(mlp, x, up, down, options=Options(min_virtual_bytes=1000))[1] == ["NOT_WORTH_IT"]
-    assert look_at(mlp, x, up, down)[1] == ["TARGET_LACKS"]           # min_virtual_bytes=0 switches the cost test off
+    assert len(look_at(mlp, x, up, down)[0]) == 1                     # min_virtual_bytes=0 switches the cost test off
     q, k, v = (torch.randn(2, 256, 32) for _ in range(3))
-    assert look_at(attention, q, k, v, options=Options(min_virtual_bytes=1000))[1] == ["TARGET_LACKS"]
+    regions, codes, _ = look_at(attention, q, k, v, options=Options(min_virtual_bytes=1000))
+    assert len(regions) == 1 and codes == []
 
 
 def test_a_gated_layer_is_judged_by_both_of_its_contractions() -> None:
@@ -95,20 +96,19 @@ def test_a_gated_layer_is_judged_by_both_of_its_contractions() -> None:
 
     def gated(width: int, **options: int):
         arguments = torch.randn(300, width), torch.randn(800, width), torch.randn(800, width), torch.randn(width, 800)
-        return look_at(mlp, *arguments, options=Options(min_virtual_bytes=1000, **options))[1:]
-    codes, (miss,) = gated(256)              # 320 products pay for one contraction, 480 for two
-    assert codes == ["NOT_WORTH_IT"] and "1024 flops" in str(miss)
-    codes, (miss,) = gated(240)
-    assert codes == ["TARGET_LACKS"] and "2 contractions" in str(miss)
+        return look_at(mlp, *arguments, options=Options(min_virtual_bytes=1000, **options))
+    regions, codes, (miss,) = gated(256)     # 320 products pay for one contraction, 480 for two
+    assert regions == [] and codes == ["NOT_WORTH_IT"] and "1024 flops" in str(miss)
+    regions, codes, _ = gated(240)
+    assert len(regions) == 1 and codes == []
 
 
 @pytest.mark.parametrize("function, code", [
     (lambda h, w, y: F.dropout(F.linear(h, w), 0.1).sum(-1), "RANDOM"),
     (lambda h, w, y: F.linear(h, w).softmax(1).amax(-1), "NOT_A_REDUCTION"),
     (lambda h, w, y: F.linear(h, w).cumsum(-1).amax(-1), "TARGET_LACKS"),
-    (lambda h, w, y: F.linear(h, w).log_softmax(-1) @ w, "TARGET_LACKS"),
     (lambda h, w, y: F.pad(F.linear(h, w), (1, 1), mode="reflect").sum(-1), "UNSUPPORTED_OP"),
-], ids=["dropout", "two_axes", "scan", "contraction", "opaque"])
+], ids=["dropout", "two_axes", "scan", "opaque"])
 def test_other_refusals(function, code) -> None:
     assert look_at(function)[1] == [code]
 

@@ -51,4 +51,4 @@ def test_form(name: str, dynamic: bool) -> None:
     assert len(regions) == form.regions
     assert all("forms_vocab.py:" in (m.where or "") for m in misses)
     for region in regions:
-        assert len(region.program.anchors) == 1
+        assert len(region.program.anchors) == len(region.candidate.anchors)

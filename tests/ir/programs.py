@@ -132,7 +132,7 @@ def causal_attention() -> Case:
 
     return Case(
         program([q, k, v], {"o": (o, (b, i, e))}, (dots,)), {"T": 19}, function, ("q", "k", "v"),
-        2 * 19 * 19, [1], [1, 1],
+        2 * 19 * 19, [1], [1],
     )
 
 
@@ -157,7 +157,7 @@ def sinks() -> Case:
         ("q", "k", "v", "sink"),
         2 * 13 * 19,
         [1],
-        [1, 1],
+        [1],
     )
 
 
@@ -207,7 +207,7 @@ def criss_cross() -> Case:
         ("q", "k", "v"),
         2 * 9 * 8 * 8,
         [1, 1],
-        [1] * 4,
+        [1, 1],
     )
 
 
