@@ -38,10 +38,9 @@ def _ordered(node: Expr) -> Expr | None:
         return None
     left = [_times(a, c) for a, c in form.terms.items() if c.nonnegative()]
     right = [_times(a, -c) for a, c in form.terms.items() if not c.nonnegative()]
-    if form.offset != 0 and (not left or form.offset.constant is None or form.offset.constant > 0 and right == []):
-        left.append(size(form.offset))
-    elif form.offset != 0:
-        right.append(size(-form.offset))
+    if form.offset != 0:
+        side, offset = (right, -form.offset) if left else (left, form.offset)
+        side.append(size(offset))
     found = make(node.op, _total(left), _total(right))
     return None if found is node else found
 

@@ -193,6 +193,29 @@ def sinks(q, k, v, extra):
     return F.softmax(c, dim=-1)[..., :-1] @ v
 
 
+@form(beside(lambda n, m: leaf(H, 1), lambda n, m: leaf(B, H, 3, D)))
+def two_sets_of_keys(q, k, v, sink, memory):
+    """A sink, then keys that every query sees, then the keys themselves: one softmax over all."""
+    s = torch.cat([sink[None, :, None].expand(B, H, q.shape[2], 1), scores(q, memory), scores(q, k)], dim=-1)
+    p = torch.softmax(s, dim=-1)
+    return p[..., 1:4] @ memory + p[..., 4:] @ v
+
+
+@form(lambda n, m: [leaf(B, 2, n, 13) for _ in range(3)])
+def criss_cross(q, k, v):
+    """One softmax over the union of a pixel's column (without itself) and its row."""
+    b, c, h, w = q.shape
+    def columns(t): return t.permute(0, 3, 1, 2).reshape(b * w, c, h)
+    def rows(t): return t.permute(0, 2, 1, 3).reshape(b * h, c, w)
+    e_h = torch.bmm(columns(q).permute(0, 2, 1), columns(k)) + torch.where(torch.eye(h).bool(), float("-inf"), 0.0)
+    e_h = e_h.view(b, w, h, h).permute(0, 2, 1, 3)
+    e_w = torch.bmm(rows(q).permute(0, 2, 1), rows(k)).view(b, h, w, w)
+    a = torch.softmax(torch.cat([e_h, e_w], 3), 3)
+    a_h, a_w = a[..., :h].permute(0, 2, 1, 3).reshape(b * w, h, h), a[..., h:].reshape(b * h, w, w)
+    out_h = torch.bmm(columns(v), a_h.permute(0, 2, 1)).view(b, w, -1, h).permute(0, 2, 3, 1)
+    return out_h + torch.bmm(rows(v), a_w.permute(0, 2, 1)).view(b, h, -1, w).permute(0, 2, 1, 3)
+
+
 @form(beside(lambda n, m: leaf(D), lambda n, m: leaf(D)))
 def normalised_queries(q, k, v, a, b):
     q, k = (t * torch.rsqrt(t.pow(2).mean(-1, keepdim=True) + 1e-6) * w for t, w in ((q, a), (k, b)))
@@ -257,6 +280,13 @@ def fill_of_minus_three(q, k, v):
 @form(square=True)
 def mask_on_the_other_side(q, k, v):
     return torch.softmax(scores(q, k).masked_fill(allowed(q.shape[2], k.shape[2]).T, LOWEST), dim=-1) @ v
+
+
+@form(regions=0, misses=("NOT_A_REDUCTION",))
+def less_the_maximum_of_others(q, k, v):
+    """Shifting scores by another row's maximum is no shift of its own softmax."""
+    s = scores(q, k)
+    return torch.softmax(s - s.amax(dim=-2, keepdim=True), dim=-1) @ v
 
 
 @form()

@@ -223,9 +223,10 @@ def _stays_large(shadow: Shadow, user: fx.Node, top: int, least: int, virtual: s
     total = elements(user)
     if total is None:              # as many rows as the data says: as virtual as what they are selected from
         total = 0 if any(kind_of(v) == "reduction" for v in flat(shadow.value(user))) else top
-    if total > WIDEST * top or total < min(NARROWEST * top, least):
-        return False
     values = list(flat(shadow.value(user)))
+    joined = any(v.op in ("cat", "concat") for v in values)       # with another anchor's value, perhaps
+    if (total > WIDEST * top and not joined) or total < min(NARROWEST * top, least):
+        return False
     if not values or not all(_streams(v, user, virtual) for v in values):
         return False
     return total >= NARROWEST * top or (total >= least and all(_selects(v) for v in values))

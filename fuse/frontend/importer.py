@@ -22,6 +22,7 @@ from fuse.frontend.bind import bind_sizes
 from fuse.frontend.candidates import Candidate
 from fuse.frontend.index import Linear, Split
 from fuse.frontend.operands import WIDTH, Operands, compute_type
+from fuse.frontend.pieces import split_pieces
 from fuse.frontend.symbols import number, shape_of, symbol_hints
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import contract
@@ -80,6 +81,7 @@ class Pull:
         self.anchors: list[Expr] = []
         self.checks: dict[Check, None] = {}
         self.extents: dict[str, Size] = {}
+        self.joints: dict[str, list[Size]] = {}
         self.bound_names: set[str] = set()
         self.free: dict[Value, bool] = {}
         self.last = max(candidate.shadow.position[n] for n in candidate.exits)
@@ -114,6 +116,12 @@ class Pull:
         position, axes = self.fresh(name, extent)
         self.bound_names.update(a.name for a in axes if not grid)
         return position, axes
+
+    def join(self, position: Linear, ends: list[Size]) -> None:
+        """Notes that a bound axis walks through tensors that were joined, each but the last up to one of `ends`."""
+        axis = next(iter(position.axes), None)
+        if axis is not None and axis.name in self.bound_names and position == Linear.of(axis) and ends:
+            self.joints[axis.name] = ends
 
     def rebound(self, v: Value, tag: str, position: Linear, extent: Size, others: Index) -> tuple[Linear, list[Axis]]:
         """The index itself, bound anew, if it walks through the whole dimension and nothing else uses its axes."""
@@ -291,7 +299,7 @@ class _Importer:
     def run(self) -> Imported:
         candidate, pull = self.candidate, self.pull
         outputs = tuple(self._exit(k, node) for k, node in enumerate(candidate.exits))
-        outputs, anchors = unify(outputs, pull.wide_anchors())
+        outputs, anchors = unify(*split_pieces(outputs, pull.wide_anchors(), pull.joints))
         nodes = tuple(node for node, _ in pull.inputs)
         buffers = tuple(pull.inputs.values())
         hints = symbol_hints(example(n) for n in (*nodes, *candidate.exits))

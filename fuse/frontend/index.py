@@ -112,6 +112,17 @@ class Linear:
         return total if self.offset == 0 else make("add", total, size(self.offset))
 
 
+def decided(difference: Linear, strict: bool) -> bool | None:
+    """Whether difference < 0 (or <= 0) at every position, or at none; None if that cannot be said."""
+    found = difference.bounds()
+    if found is None:
+        return None
+    low, high = found
+    if (-high - (1 if strict else 0)).nonnegative():
+        return True
+    return False if (low - (0 if strict else 1)).nonnegative() else None
+
+
 def _known_bound(expr: Expr) -> Size | None:
     """The greatest value of a data-dependent part that is never negative."""
     if expr.op == "mod" and expr.args[1].op in ("const", "size"):

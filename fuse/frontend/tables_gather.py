@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fuse.frontend.index import ZERO, Linear, linear
+from fuse.frontend.index import ZERO, Linear, decided, linear
 from fuse.frontend.operands import compute_type, convert, harmonise
 from fuse.frontend.tables_reduce import Rule, over
 from fuse.frontend.value import Value
@@ -245,18 +245,23 @@ def _cat(pull: Pull, v: Value, idx: Index) -> Expr:
     """The pieces one behind the other; a piece read outside itself gives some element, which is not chosen."""
     tensors = [t for t in v.args["tensors"] if not (len(t.shape) == 1 and t.shape[0] == 0 and len(v.shape) > 1)]
     d = dim(v, rank=len(v.shape))
-    offset = ZERO
-    pieces: list[tuple[Expr, Expr]] = []
+    start = ZERO
+    pieces: list[tuple[Expr, Size]] = []
     for t in tensors:
-        at = (*idx[:d], *idx[d + 1:]) if v.op == "stack" else (*idx[:d], idx[d] - offset, *idx[d + 1:])
+        at = (*idx[:d], *idx[d + 1:]) if v.op == "stack" else (*idx[:d], idx[d] - start, *idx[d + 1:])
         if v.op != "stack" and t.shape[d] == 1:
             at = (*idx[:d], Linear(), *idx[d + 1:])
-        offset = offset + (1 if v.op == "stack" else t.shape[d])
-        pieces.append((convert(pull.at_argument(v, t, at), v.dtype), size(offset)))
+        end = start + (1 if v.op == "stack" else t.shape[d])
+        outside = decided(idx[d] - start, strict=True) is True or decided(idx[d] - end, strict=True) is False
+        if not outside or not (pieces or t is not tensors[-1]):
+            pieces.append((convert(pull.at_argument(v, t, at), v.dtype), end))
+        start = end
+    if v.op != "stack":
+        pull.join(idx[d], [end for _, end in pieces[:-1]])
     total = pieces[-1][0]
     for x, end in reversed(pieces[:-1]):
         x, total = harmonise(x, total)
-        total = where(make("lt", idx[d].expr(), end), x, total)
+        total = where(make("lt", idx[d].expr(), size(end)), x, total)
     return total
 
 

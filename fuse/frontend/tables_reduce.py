@@ -134,9 +134,22 @@ def _variance(root: bool) -> Rule:
     return rule
 
 
+def unshifted(v: Value, dim: int) -> Value:
+    """x where v is x less its own maximum along `dim`: the same softmax, and one sweep less."""
+    if v.op != "sub" or not v.shape or v.args.get("alpha", 1) != 1:
+        return v
+    x, top = v.args["self"], v.args["other"]
+    while isinstance(top, Value) and top.op in ("alias", "detach"):
+        top = source(top)
+    if not isinstance(top, Value) or top.op not in ("max", "amax") or top.output or source(top) != x or x.dtype != v.dtype:
+        return v
+    along = top.args.get("dim") is not None and dims_of(top, len(v.shape)) == [dim % len(v.shape)]
+    return x if along and top.args.get("keepdim") else v
+
+
 def normalised(pull: Pull, v: Value, idx: Index, dim: int, dtype: str) -> tuple[Expr, Expr]:
     """(x at the index, lse of x over `dim`): over the very axis of the index if that enumerates the dimension."""
-    src = source(v)
+    src = unshifted(source(v), dim)
     d = dim % max(len(src.shape), 1)
     x = convert(pull.at_argument(v, src, idx), dtype)
     if not src.shape:

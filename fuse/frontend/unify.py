@@ -49,12 +49,12 @@ def unify(outputs: tuple[Output, ...], anchors: tuple[Expr, ...]) -> tuple[tuple
             renamed = _renamed(outputs, names)
             if renamed is not None:
                 outputs = renamed
-                pending = rename_axes(pending, names)
+                pending, done = rename_axes(pending, names), rename_axes(done, names)
                 anchor = known
                 break
         if anchor not in done:
             done.append(anchor)
-    return outputs, tuple(done)
+    return outputs, tuple(dict.fromkeys(done))
 
 
 def _roots(outputs: Iterable[Output]) -> list[Expr]:
