@@ -250,7 +250,8 @@ class Parser:
         over = self.named_axes(line, "(", ")")
         options: dict[str, Any] = {}
         readers: dict[str, Any] = {
-            "relative_to": line.name, "exponent": line.number_, "moment": line.number_, "level": line.number_, "storage": line.name, "eps": line.number_, "scale": lambda: self.expression(line)}
+            "relative_to": line.name, "exponent": line.number_, "moment": line.number_, "level": line.number_,
+            "storage": line.name, "eps": line.number_, "scale": lambda: self.expression(line)}
         while not line.accept("="):
             key = line.take()
             if key not in readers:

@@ -1,6 +1,7 @@
 """Which schedule is chosen, and which tiles are skipped."""
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -138,6 +139,20 @@ def test_a_causal_mask_bounds_the_columns() -> None:
 def test_a_second_level_follows_from_zero_weights() -> None:
     first, second = skips(BY_NAME["window"].region())
     assert len(first) == 2 and len(second) == 1
+
+
+def test_a_comparison_decides_its_opposite() -> None:
+    """A gradient holds the mask and its negation: one bound follows from both."""
+    region = masked(CAUSAL)
+    ((one,),) = skips(region)
+    kept = where(make("lt", iota(i), iota(j)), 0, scores())
+    both = replace(region.carries[0], name="again", kind=Kind.SUM, body=kept)
+    assert skips(replace(region, carries=(*region.carries, both))) == [(one,)]
+    nearer = replace(both, body=where(make("lt", iota(i) + 3, iota(j)), 0, scores()))
+    ((farther,),) = skips(replace(region, carries=(*region.carries, nearer)))
+    assert (farther.form, farther.bound) == (one.form, one.bound + 3)
+    other = replace(both, body=where(make("lt", iota(j), iota(i)), 0, scores()))
+    assert skips(replace(region, carries=(*region.carries, other))) == [()]
 
 
 def test_what_is_not_skipped() -> None:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from fuse.frontend.unify import fingerprint, unify
-from fuse.ir.expr import Axis, Buffer, Expr, dot, iota, lse, read, reduce_
+from fuse.ir.expr import Axis, Buffer, Expr, dot, iota, lse, read, reduce_, topological
 from fuse.ir.program import Output, Term
 from fuse.ir.size import Size
 
@@ -57,3 +57,13 @@ def test_the_transposed_matrix_is_another_one() -> None:
 def test_equal_texts_need_equal_extents() -> None:
     a, b, short = Axis("a", N), Axis("b", N), Axis("short", Size.of(4))
     assert fingerprint(scores(a, b))[0] != fingerprint(scores(a, short))[0]
+
+
+def test_an_anchor_follows_the_axes_of_another() -> None:
+    a, b, c, e = axes("a", "b", "c", "e")
+    z = Buffer("z", "float32", (N, D))
+    beside = scores(c, e, x, z)
+    value = reduce_("sum", scores(c, b), b) + reduce_("sum", beside, e)
+    outputs, anchors = unify((output(0, a, lse(scores(a, b), b)), output(1, c, value)), (beside, scores(a, b), scores(c, b)))
+    assert anchors == (scores(a, e, x, z), scores(a, b))
+    assert all(a in topological([o.terms[0].value for o in outputs]) for a in anchors)

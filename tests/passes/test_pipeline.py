@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import pytest
 
-from fuse.ir.expr import const, lse, make, reduce_, sum_
+from fuse.ir.expr import Axis, Buffer, const, dot, iota, lse, make, read, reduce_, sum_
 from fuse.ir.ops import LEAVES, OPS, boolean, integer_
-from fuse.ir.program import Kind
+from fuse.ir.program import Kind, Output, Program, Term
+from fuse.ir.size import Size
+from fuse.passes import Context, Plan, compile_program
 from fuse.passes.differentiate import LOCALLY_CONSTANT
 from tests.passes.builders import LABEL, SCORES, N, V, cross_entropy, log_softmax, pick, plan, softmax, sweeps
 
@@ -120,3 +122,24 @@ def test_what_a_float_may_depend_on_has_a_derivative():
     for name, op in OPS.items():
         typed = op.type_rule in (boolean, integer_)
         assert op.vjp or typed or name in LEAVES or name in LOCALLY_CONSTANT, name
+
+
+def attention(*batched: str) -> Plan:
+    """softmax(q k) v of which the operands named have a batch axis."""
+    b, i, j, d, e = (Axis(n, Size.of(k)) for n, k in (("b", 2), ("i", 7), ("j", 9), ("d", 4), ("e", 3)))
+    named = {n: [b, *own] if n in batched else own for n, own in (("q", [i, d]), ("k", [j, d]), ("v", [j, e]))}
+    q, k, v = (Buffer(n, "float32", tuple(a.extent for a in axes)) for n, axes in named.items())
+    s = dot(read(q, *named["q"]), read(k, *named["k"]), d)
+    out = dot(make("exp_sub", s, lse(s, j)), read(v, *named["v"]), j)
+    output = Output(Buffer("out", "float32", tuple(a.extent for a in (b, i, e))), (Term((iota(b), iota(i), iota(e)), out),))
+    return compile_program(Program((q, k, v), (output,), anchors=(s,)), Context(wrt=("q", "k", "v")))
+
+
+def test_gradients_of_a_batched_contraction_share_a_sweep():
+    (region,) = attention("q", "k", "v").backward.regions
+    assert len(region.carries) == 3 and len({c.over for c in region.carries}) == 2
+
+
+def test_an_axis_of_one_operand_alone_is_no_batch():
+    for region in attention("q", "v").backward.regions:
+        assert len({c.over for c in region.carries}) == 1
