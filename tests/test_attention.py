@@ -11,7 +11,7 @@ from fuse.backend import fuse_graph
 from fuse.options import Options
 from tests.forms_attention import FORMS, Form
 from tests.frontend.tracing import Float64, capture
-from tests.plain import plain_kernels, quick_builds, without_aot, without_inductor  # noqa: F401 (fixtures)
+from tests.plain import quick_builds, without_aot, without_inductor  # noqa: F401 (fixtures)
 from tests.test_forms import SLACK, error, outputs_and_gradients
 
 SMALL = {"row": 8, "col": 16}      # several tiles each way, the last of them partly filled
@@ -51,10 +51,21 @@ def judge(function, args, *, autocast=False, **options):
     return counters["fuse"]["fused"]
 
 
-@pytest.mark.parametrize("name", [n for n, f in FORMS.items() if "RANDOM" not in f.misses])
+QUICK = ("grouped_queries", "padded", "learned_bias", "windows_with_a_table", "softcapped", "two_sets_of_keys", "criss_cross",
+         "differential", "with_entropy", "fill_of_minus_three", "mask_on_the_other_side", "masked_after_softmax",
+         "keys_permuted")
+RIGHT = [n for n, f in FORMS.items() if "RANDOM" not in f.misses]
+
+
+@pytest.mark.parametrize("name", [n for n in RIGHT if n in QUICK or not FORMS[n].regions])
 def test_form_is_right_and_fused(name, quick_builds, without_aot):  # noqa: F811
-    form = FORMS[name]
-    assert judge(form.function, arguments(form)) == form.regions
+    assert judge(FORMS[name].function, arguments(FORMS[name])) == FORMS[name].regions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RIGHT)
+def test_form_in_optimised_kernels(name, without_inductor):  # noqa: F811
+    assert judge(FORMS[name].function, arguments(FORMS[name])) == FORMS[name].regions
 
 
 @pytest.mark.parametrize("name", [n for n, f in FORMS.items() if f.misses])
@@ -66,15 +77,28 @@ def test_a_refusal_says_why(name):
     assert capture(form.function, arguments(form), look=look) == [list(form.misses)]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, quick_builds, without_aot):  # noqa: F811
+    form = FORMS["grouped_queries"]
+    assert judge(form.function, arguments(form, dtype)) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", ["plain", "grouped_queries", "learned_bias"])
+@pytest.mark.parametrize("name", ["plain", "learned_bias", "bias_by_key", "einsum_minus_largest", "some_rows_see_nothing"])
 def test_element_types(name, dtype, quick_builds, without_aot):  # noqa: F811
     form = FORMS[name]
     assert judge(form.function, arguments(form, dtype)) == 1
 
 
-@pytest.mark.parametrize("n, m", [(1, 1), (1, 37), (37, 1), (16, 16)])
-@pytest.mark.parametrize("name", ["grouped_queries", "learned_bias"])
+@pytest.mark.parametrize("n, m", [(1, 37), (37, 1)])
+def test_one_query_or_one_key(n, m, quick_builds, without_aot):  # noqa: F811
+    judge(FORMS["grouped_queries"].function, arguments(FORMS["grouped_queries"], n=n, m=m))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n, m", [(1, 1), (1, 37), (37, 1), (16, 16), (65, 17)])
+@pytest.mark.parametrize("name", ["learned_bias", "two_sets_of_keys", "einsum_minus_largest", "with_logsumexp"])
 def test_lengths(name, n, m, quick_builds, without_aot):  # noqa: F811
     judge(FORMS[name].function, arguments(FORMS[name], n=n, m=m))
 
@@ -122,9 +146,9 @@ def test_no_batch_at_all(quick_builds, without_aot):  # noqa: F811
     assert out.shape == args[0].shape and all(a.grad.shape == a.shape for a in args)
 
 
-@pytest.mark.parametrize("name", ["plain", "divided_heads_last"])
-def test_under_autocast(name, quick_builds, without_aot):  # noqa: F811
-    assert judge(FORMS[name].function, arguments(FORMS[name]), autocast=True) == 1
+def test_under_autocast(quick_builds, without_aot):  # noqa: F811
+    form = FORMS["divided_heads_last"]
+    assert judge(form.function, arguments(form), autocast=True) == 1
 
 
 def test_strided_operands(quick_builds, without_aot):  # noqa: F811

@@ -142,4 +142,4 @@ def test_gradients_of_a_batched_contraction_share_a_sweep():
 
 def test_an_axis_of_one_operand_alone_is_no_batch():
     for region in attention("q", "v").backward.regions:
-        assert len({c.over for c in region.carries}) == 1
+        assert not {"i", "j"} <= {a.name for c in region.carries for a in c.over if len(c.over) == 1}
