@@ -60,17 +60,19 @@ def test_the_tiles_of_the_schedule_itself(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_exactly_the_negligible_rows_of_a_tile_are_left_out(schedule):
-    """All words equally likely: what counts of a row is the tile of its label. Words of other tiles get no gradient."""
-    h, W, y = uniform(64, 16, 128, words=64)
-    ds = without_other_tiles(W, y, 128, 32)
-    dx, dw = gradients(filtered(plain, EPS, schedule=schedule, tile=TILE), h, W, y)
+@pytest.mark.parametrize("v, strip, tile", [(128, 32, TILE), (2048, 512, None)])
+def test_exactly_the_negligible_rows_of_a_strip_are_left_out(schedule, v, strip, tile):
+    """All words equally likely: what counts of a row is the strip of its label. Words of other strips get no gradient."""
+    h, W, y = uniform(64, 16, v, words=2 * strip)
+    ds = without_other_tiles(W, y, v, strip)
+    dx, dw = gradients(filtered(plain, EPS, schedule=schedule, tile=tile), h, W, y)
     torch.testing.assert_close(dx.double(), ds @ W.double(), rtol=1e-5, atol=1e-7)
     h = torch.ones_like(h) * 1e-4                       # now the weight has a gradient, and the words are as likely as before
-    _, dw = gradients(filtered(plain, EPS, schedule=schedule, tile=TILE), h.requires_grad_(), W, y)
-    assert not dw[64:].any() and dw[:64].any(1).all()
-    _, exact = gradients(filtered(plain, "off", schedule=schedule, tile=TILE), h, W, y)
-    assert exact[64:].any(1).all()
+    _, dw = gradients(filtered(plain, EPS, schedule=schedule, tile=tile), h.requires_grad_(), W, y)
+    assert not dw[2 * strip:].any() and dw[:2 * strip].any(1).all()
+    torch.testing.assert_close(dw.double(), ds.T @ h.detach().double(), rtol=1e-3, atol=1e-9)
+    _, exact = gradients(filtered(plain, "off", schedule=schedule, tile=tile), h, W, y)
+    assert exact[2 * strip:].any(1).all()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -249,9 +249,8 @@ class Parser:
         line.expect("over")
         over = self.named_axes(line, "(", ")")
         options: dict[str, Any] = {}
-        readers: dict[str, Any] = {
-            "relative_to": line.name, "exponent": line.number_, "moment": line.number_, "level": line.number_,
-            "storage": line.name, "eps": line.number_, "scale": lambda: self.expression(line)}
+        readers: dict[str, Any] = dict.fromkeys(("exponent", "moment", "level", "eps"), line.number_)
+        readers |= {"relative_to": line.name, "storage": line.name, "scale": lambda: self.expression(line)}
         while not line.accept("="):
             key = line.take()
             if key not in readers:

@@ -11,7 +11,7 @@ from fuse.codegen.cpu import TARGET
 from fuse.codegen.cpu.spell import OPS
 from fuse.codegen.lower import lower
 from fuse.codegen.tile import Affine, Load, TileProgram, Value
-from fuse.ir.expr import Axis, Buffer, Expr, dot, make, read, rename_axes, rewrite
+from fuse.ir.expr import Axis, Buffer, Expr, const, dot, make, read, rename_axes, rewrite
 from fuse.ir.ops import OPS as ALL_OPS
 from fuse.ir.program import Carry, Emit, Kind, Region, carry_part
 from fuse.ir.size import Size
@@ -34,6 +34,22 @@ def test_golden(name: str, kind: str, dtype: str, request: pytest.FixtureRequest
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert path.read_text() == text, "the generated code changed: read the difference, then run with --update-golden"
+
+
+def filtered(region: Region) -> Region:
+    """The region with a gradient filter on its matrix products."""
+    walked = {*region.grid, *region.streams}
+    return replace(region, carries=tuple(
+        replace(c, eps=2.0 ** -12, scale=const(1, c.body.dtype)) if c.kind is Kind.SUM and set(c.axes) - walked else c
+        for c in region.carries))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("in_one_go", "slab"), ("both_gradients", "recompute")])
+def test_golden_filtered(name: str, kind: str, request: pytest.FixtureRequest) -> None:
+    text, path = source(filtered(BY_NAME[name].region("float32")), kind), GOLDEN / f"{name}.filtered.cpp"
+    if request.config.getoption("--update-golden"):
+        path.write_text(text)
+    assert path.read_text() == text
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
