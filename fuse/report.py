@@ -30,7 +30,7 @@ class RegionReport:
     bytes_saved   storage of the values that plain PyTorch would store and fuse does not
     flops         of one forward walk
     schedules     how each kernel walks its tile program: kind, tile extents, where its threads work
-    filters       eps of each kernel that leaves out negligible parts of a gradient (`gradient_filter`), by region name
+    filters       eps of each kernel that may leave out negligible parts of a gradient (`gradient_filter`), by region name
     sources       the text of every kernel, by region name
     snapshots     the program as text after every pass
     """
@@ -118,7 +118,7 @@ def _region_lines(region: RegionReport) -> list[str]:
             ("reads", _types(region.inputs)), ("gives", _types(region.outputs)), ("not stored", size_text(region.bytes_saved)),
             ("forward", f"{region.flops / 1e9:.3g} GFLOP" if region.flops else ""),
             ("kernels", f"{region.target}: {schedules}" if schedules else region.target)]
-    rows += [("filter", f"{name} leaves out what is below {eps:.3g} of its row's cotangent")
+    rows += [("filter", f"{name} may leave out what is below {eps:.3g} of its row's cotangent")
              for name, eps in region.filters.items()]
     rows += [("note", str(note)) for note in region.notes]
     return [f"  FUSED     {', '.join(region.kinds)}"] + [f"    {name:<11}{text}" for name, text in rows if text]
