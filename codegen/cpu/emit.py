@@ -220,11 +220,21 @@ class Emitter:
         for value in {u.value.id: u.value for u in products if u.relative is None and u.value is not None}.values():
             loaded = isinstance(self.program.source_of(value), Load)
             if "col" in value.dims and not loaded and self.ctx.array(value, col) is None:
-                array = self.spent(value, level, col) or self.nests.allocate(value, value.dims)
+                array = self.rounded(value, level, products) or self.spent(value, level, col) \
+                    or self.nests.allocate(value, value.dims)
                 out.setdefault(value.dims, Maps([], [])).fills.append((value, array))
         for s in stores:
             out.setdefault(s.dims, Maps([], [])).emits.append(self.nests.emit(s))
         return out
+
+    def rounded(self, value: Value, level: Level, products: list[Update]) -> Array | None:
+        """An array of bfloat16, if nothing but products in bfloat16 reads the value."""
+        mine = [u for u in products if u.value == value]
+        if any(u.limit is not None or not self.operands.halves(value, u.wide, self.states.array(u.state)) for u in mine):
+            return None
+        roots = [v for u in level.updates for v in u.values] + [s.value for s in level.stores]
+        read = value.id in self.below([v for v in roots if v != value])
+        return None if read else self.nests.allocate(value, value.dims, "bf16")
 
     def spent(self, value: Value, level: Level, col: Frame) -> Array | None:
         """The array of a product that nothing but `value` still reads, element by element: value may be written over it."""

@@ -87,8 +87,8 @@ class Nests:
         loops.add(f"{array.at({d: loops.bound[d] for d in array.layout})} = {name};")
         self.close(loops, home)
 
-    def allocate(self, value: Value, layout: tuple[str, ...]) -> Array:
-        array, count = self.ctx.row_major(f"t{value.id}", self.ctx.ctype(value), layout)
+    def allocate(self, value: Value, layout: tuple[str, ...], ctype: str = "") -> Array:
+        array, count = self.ctx.row_major(f"t{value.id}", ctype or self.ctx.ctype(value), layout)
         self.ctx.task.take(array.name, array.ctype, count)
         return array
 

@@ -109,10 +109,10 @@ class Operands:
 
     # ---- bfloat16 products ------------------------------------------------------------------------------------------
 
-    def halves(self, a: Value | Array, b: Value, out: Array) -> bool:
+    def halves(self, a: Value | Array, b: Value | None, out: Array) -> bool:
         """Whether to multiply in bfloat16: one operand is stored so, and the other is too or is computed here. A computed
         one is rounded, as it is in eager, which stores it in bfloat16."""
-        sides = [self.stored_type(x) for x in (a, b)]
+        sides = [self.stored_type(x) for x in (a, b) if x is not None]
         return self.ctx.native and out.ctype == "float" and "bfloat16" in sides and set(sides) <= {"bfloat16", ""}
 
     def stored_type(self, v: Value | Array) -> str:
@@ -130,6 +130,9 @@ class Operands:
             loaded = self.of_load(v, first, second, frame, key, "bf16")
             if loaded is not None:
                 return loaded
+            array = self.ctx.array(v, frame)
+            if array is not None and array.ctype == "bf16":
+                return self.of_array(array, first, second)
         wide = self.of_array(v, first, second) if isinstance(v, Array) else self.view(v, first, second, frame)
         home = frame if isinstance(v, Array) else self.ctx.home(v)
         name = f"b_{v.name}" if isinstance(v, Array) else f"b{v.id}_{'_'.join(first + second)}"

@@ -3,7 +3,7 @@
 Threads share row tiles or batch points where there are enough of them and no sum crosses them; otherwise they work inside
 one tile, with GEMMs that thread themselves. Tile extents are upper bounds (a launch evens tiles out); the figures were
 measured at 2048 x 768 x 50304 and at 8 heads of 2048 x 64. A GEMM wants both of its free extents large: a slab, which is
-short to stay small, is as wide as the stream; other tiles are square.
+short to stay small, is as wide as the stream; other tiles take 12 MiB.
 """
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from fuse.reasons import Refused
 SLAB_BYTES = 32 << 20      # of staged tile values: at most this, or SLAB_SHARE of what accumulates beside them
 SLAB_SHARE = 0.4
 UNKNOWN = 1024             # stands for a size without a hint
-INSIDE = {"row": 2048, "col": 2048}
-LEAST = {"row": 1024, "col": 1024}        # a quarter of the memory of a tile, for a little time
+INSIDE = {"row": 1024, "col": 3072}
+LEAST = {"row": 1024, "col": 1024}        # a third of the memory of a tile, for a little time
 SLAB = {"row": 512, "col": 1 << 20}       # at fewer than 256 rows the GEMMs are bound by memory
 SPREAD = {"row": 128, "col": 512}
 BOUNDED = {"row": 128, "col": 256}        # tiles may be skipped: fewer of a long one's columns are needed

@@ -94,9 +94,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = 1 * groups;
   const float v8 = (1.0f * 0.000244140625f);
-#pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+  share_out(tasks, outer, [&](int64_t task, int64_t thread) {
     const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const c0 = mine.c0;
     float* const t10 = mine.t10;
@@ -249,7 +247,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         }
       }
     }
-  }
+  });
   put(y2, Walk{0, 1, nullptr}, n3, c2);
   put(y3, Walk{0, 1, nullptr}, 1, c3);
 }

@@ -95,9 +95,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = 1 * groups;
   const float v18 = (1.0f * 0.000244140625f);
-#pragma omp parallel for schedule(dynamic) num_threads(outer) if (outer > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t thread = outer > 1 ? omp_get_thread_num() : 0;
+  share_out(tasks, outer, [&](int64_t task, int64_t thread) {
     const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const t6 = mine.t6;
     float* const c0_m = mine.c0_m;
@@ -263,5 +261,5 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         put(y5, wy5_row, nr, c4 + 0);
       }
     }
-  }
+  });
 }
