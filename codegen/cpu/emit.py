@@ -230,7 +230,7 @@ class Emitter:
     def rounded(self, value: Value, level: Level, products: list[Update]) -> Array | None:
         """An array of bfloat16, if nothing but products in bfloat16 reads the value."""
         mine = [u for u in products if u.value == value]
-        if any(u.limit is not None or not self.operands.halves(value, u.wide, self.states.array(u.state)) for u in mine):
+        if not all(self.operands.halves(value, u.wide, self.states.array(u.state)) for u in mine):
             return None
         roots = [v for u in level.updates for v in u.values] + [s.value for s in level.stores]
         read = value.id in self.below([v for v in roots if v != value])

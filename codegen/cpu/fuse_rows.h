@@ -13,29 +13,40 @@ INLINE int64_t strips_of(int64_t n) { return (n + STRIP - 1) / STRIP; }
 template <class T> INLINE Mat<T> from(Mat<T> a, int64_t i, int64_t j) {
   return {a.p + (a.t ? j * a.ld + i : i * a.ld + j), a.ld, a.t};
 }
+// Magnitudes that compare as what they are made from: those of bfloat16 are integers, of which a vector holds more.
+template <class T> struct Magnitude {
+  using type = T;
+  static INLINE type of(T x) { return abs_(x); }
+  static INLINE T value(type m) { return m; }
+};
+template <> struct Magnitude<bf16> {
+  using type = uint16_t;
+  static INLINE type of(bf16 x) { return x.raw & 0x7fff; }
+  static INLINE float value(type m) { return float(bits<bf16>(m)); }
+};
 // The largest magnitudes of rows first .. last - 1 (TOPS at most, so that lines of a turned matrix are read in runs); nan
 // is the largest.
-template <class T> INLINE void tops(const Mat<T>& x, int64_t first, int64_t last, int64_t n, T* top) {
+template <class T, class M> INLINE void tops(const Mat<T>& x, int64_t first, int64_t last, int64_t n, M* top) {
   if (x.t) {
-    start(top, last - first, T(0));
+    start(top, last - first, M(0));
     for (int64_t j = 0; j < n; ++j) {
       const T* line = x.p + j * x.ld + first;
-      strips(int(last - first), [&](int c, int) EACH { top[c] = max_(abs_(line[c]), top[c]); });
+      strips(int(last - first), [&](int c, int) EACH { top[c] = max_(Magnitude<T>::of(line[c]), top[c]); });
     }
     return;
   }
   for (int64_t i = first; i < last; ++i) {
-    T lane[LANES];
-    fill(lane, T(0));
+    M lane[LANES];
+    fill(lane, M(0));
     const T* row = x.p + i * x.ld;
-    strips(int(n), [&](int c, int k) EACH { lane[k] = max_(abs_(row[c]), lane[k]); });
+    strips(int(n), [&](int c, int k) EACH { lane[k] = max_(Magnitude<T>::of(row[c]), lane[k]); });
     top[i - first] = max_of(lane);
   }
 }
 // which[s * m ...], kept[s]: the rows of strip s of an m x n matrix that do not count as 0, being neither all below their
 // limit (step 0: one for all rows) nor all 0. Whether some strip lacks so many rows that packing the others is worth it.
-template <class T>
-SHARED bool significant(const Mat<T>& x, int64_t m, int64_t n, const T* limit, int64_t step, int64_t* which, int64_t* kept,
+template <class T, class S>
+SHARED bool significant(const Mat<T>& x, int64_t m, int64_t n, const S* limit, int64_t step, int64_t* which, int64_t* kept,
                         int threads) {
   bool worth = false;
 #pragma omp parallel for num_threads(threads) reduction(|| : worth) if (threads > 1)
@@ -45,10 +56,10 @@ SHARED bool significant(const Mat<T>& x, int64_t m, int64_t n, const T* limit, i
     int64_t count = 0;
     for (int64_t first = 0; first < m; first += TOPS) {
       const int64_t last = first + TOPS < m ? first + TOPS : m;
-      T top[TOPS];
+      typename Magnitude<T>::type top[TOPS];
       tops(strip, first, last, wide, top);
       for (int64_t i = first; i < last; ++i)
-        if (!(top[i - first] < limit[i * step] || top[i - first] == T(0))) which[s * m + count++] = i;
+        if (!(Magnitude<T>::value(top[i - first]) < limit[i * step] || top[i - first] == 0)) which[s * m + count++] = i;
     }
     kept[s] = count > m * 3 / 4 ? m : count;
     worth = worth || kept[s] < m;

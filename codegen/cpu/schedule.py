@@ -28,6 +28,7 @@ UNKNOWN = 1024             # stands for a size without a hint
 INSIDE = {"row": 1024, "col": 3072}
 LEAST = {"row": 1024, "col": 1024}        # a third of the memory of a tile, for a little time
 SLAB = {"row": 512, "col": 1 << 20}       # at fewer than 256 rows the GEMMs are bound by memory
+AT_ONCE = 2048            # rows of all threads together, where tiles are tall because a contraction is long
 SPREAD = {"row": 128, "col": 512}
 BOUNDED = {"row": 128, "col": 256}        # tiles may be skipped: fewer of a long one's columns are needed
 PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a loop nest, not memory
@@ -84,8 +85,9 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
     spread = (BOUNDED if bounded else SPREAD) if products else PLAIN
     if "grid" in allowed and points * -(-rows // spread["row"]) >= 2 * threads:
         parallel, tile = "grid", dict(spread)
-        if products and points * -(-rows // INSIDE["row"]) >= 2 * threads and deep(program, hints) > SPREAD["row"]:
-            tile = dict(INSIDE)
+        if products and not bounded and deep(program, hints) > SPREAD["row"]:
+            each = -(-min(points * rows, AT_ONCE) // threads)
+            tile = {"row": max(each, SPREAD["row"]), "col": INSIDE["col"]}
     elif "batch" in allowed and program.batch and points >= threads:
         parallel, tile = "batch", dict(spread)
     else:
