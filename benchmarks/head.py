@@ -121,6 +121,13 @@ def _resident(field: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
+def _machine() -> str:
+    """The processor's name and what it multiplies natively."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), platform.machine())
+    return " ".join([name, *(f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {f} " in info.replace("\n", " "))])
+
+
 def child(a: argparse.Namespace, arm: str, what: str):
     command = [sys.executable, __file__, "--only", what, arm, *_sizes(a)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}     # freed blocks go back at once, for every arm alike
@@ -175,7 +182,7 @@ def main() -> None:
     if a.json:
         record = {"benchmark": "head", "rows": a.rows, "width": a.width, "vocabulary": a.vocabulary, "dtype": a.dtype,
                   "device": a.device, "threads": a.threads, "peaked": a.peaked, "gradient_filter": a.gradient_filter,
-                  "torch": torch.__version__, "machine": platform.processor(),
+                  "torch": torch.__version__, "machine": _machine(),
                   "arms": table}
         a.json.parent.mkdir(parents=True, exist_ok=True)
         a.json.write_text(json.dumps(record, indent=1) + "\n")
