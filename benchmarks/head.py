@@ -124,8 +124,8 @@ def _resident(field: str) -> float:
 def _machine() -> str:
     """The processor's name and what it multiplies natively."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    name = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), platform.machine())
-    return " ".join([name, *(f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {f} " in info.replace("\n", " "))])
+    names = (line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name"))
+    return " ".join([next(names, platform.machine()), *(f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {f} " in info.replace("\n", " "))])
 
 
 def child(a: argparse.Namespace, arm: str, what: str):
