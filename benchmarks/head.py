@@ -125,7 +125,8 @@ def _machine() -> str:
     """The processor's name and what it multiplies natively."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = (line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name"))
-    return " ".join([next(names, platform.machine()), *(f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {f} " in info.replace("\n", " "))])
+    known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in info.split()]
+    return " ".join([next(names, platform.machine()), *known])
 
 
 def child(a: argparse.Namespace, arm: str, what: str):

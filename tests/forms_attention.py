@@ -122,7 +122,7 @@ def sliding_window(q, k, v):
 @form()
 def some_rows_see_nothing(q, k, v):
     hidden = (torch.arange(q.shape[2]) % 4 == 3)[:, None]
-    return torch.softmax(scores(q, k).masked_fill(hidden, LOWEST), -1) @ v
+    return torch.softmax(scores(q, k).masked_fill(hidden, torch.finfo(q.dtype).min), -1) @ v
 
 
 @form()
