@@ -179,11 +179,22 @@ def tool(name: str) -> Path:
 def transposed_dots(ir: str) -> list[str]:
     """Lines of Triton IR (ttir or ttgir) that transpose the result of a dot, or what was computed from one element by
     element: what the law of `emit` forbids."""
-    tainted, before = set[str](), -1
+    tainted, before, ir = set[str](), -1, told_apart(ir)
     while before != len(tainted):      # what a loop yields is known after its body, what its arguments are, before
         before = len(tainted)
         found = _scan(ir, tainted)
     return found
+
+
+def told_apart(ir: str) -> str:
+    """The text with a name of its own for every value: where one scope has ended the next may use its names again."""
+    count: dict[str, int] = {}
+
+    def name(match: re.Match[str]) -> str:
+        if re.match(r"(:\d+)? = |: ", match.string[match.end():]):     # here it is defined
+            count[match[0]] = count.get(match[0], -1) + 1
+        return f"{match[0]}__{count.get(match[0], 0)}"
+    return "\n".join(re.sub(r"%\w+", name, line) for line in ir.splitlines())
 
 
 def _scan(ir: str, tainted: set[str]) -> list[str]:

@@ -115,5 +115,19 @@ def test_a_transposed_dot_is_found():
     assert len(found) == 1 and found[0].startswith("%bad")
 
 
+def test_names_are_told_apart_where_scopes_end():
+    """%s is a dot in one branch; a load of the same name in the other may be transposed."""
+    assert not transposed_dots("""
+      %r = scf.if %c -> (tensor<64x64xf32>) {
+        %s = tt.dot %x, %w, %zero
+        scf.yield %s : tensor<64x64xf32>
+      } else {
+        %s = tt.load %p : tensor<64x64x!tt.ptr<bf16>>
+        %t = tt.trans %s {order = array<i32: 1, 0>} : tensor<64x64xbf16>
+        scf.yield %t : tensor<64x64xf32>
+      }
+    """)
+
+
 def test_limits_are_those_of_the_devices():
     assert {a: SHARED_LIMIT[a] >> 10 for a in DEVICES} == {"sm80": 163, "sm90": 227, "sm100": 227, "gfx942": 64}
