@@ -136,10 +136,10 @@ class Bound:
         return max(*spans, *slabs, self.rows + WIDEST, self.cols + WIDEST) > INT32
 
     def span(self, dim: str, strides: Mapping[str, int]) -> int:
-        """How far apart, at most, two elements of a tile lie along `dim`."""
+        """How far apart, at most, two elements of a tile lie along `dim`; 0 if this kernel has no tile along it."""
         sizes = (self.tile(dim),) if dim in ("row", "col") else [
             self.size(name) for name in (f"F{dim[1:]}", f"K{dim[1:]}", f"W{dim[1:]}") if name in self.kernel.constants]
-        return reach(max(sizes) - 1, [(self.extent[a], strides.get(a, 0)) for a in self.program.dims[dim]])
+        return reach(max(sizes, default=1) - 1, [(self.extent[a], strides.get(a, 0)) for a in self.program.dims[dim]])
 
     def size(self, name: str) -> int:
         """The extent of a tile, by the name of the constant."""
