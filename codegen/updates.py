@@ -87,8 +87,14 @@ class Carries(Expressions):
         return Sides(self.value(split.left), self.value(split.right))
 
     def weighted_product(self, body: Expr, contracted: frozenset[str], weight: tuple[str, ...]) -> Sides:
-        """With a weight w(row, col): factors that share a kept dim with w go with value, the others with wide."""
+        """With a weight w(row, col): factors that share a kept dim with w go with value, the others with wide.
+
+        A weight of contracted dims alone goes with either side of a product that is a dot without it.
+        """
         kept = set(weight) - contracted
+        groups = group_by_dims(factors(body), contracted, self.roles) if not kept else None
+        if groups is not None:
+            return Sides(self.value(multiply(groups[0])), self.value(multiply(groups[1])))
         near = [f for f in factors(body) if set(self.roles.dims(f.axes)) - contracted <= kept]
         far = [f for f in factors(body) if f not in near]
         mixed = any(set(self.roles.dims(f.axes)) & kept for f in far)

@@ -15,6 +15,7 @@ from fuse.passes.differentiate import differentiate
 from fuse.passes.hoist import hoist, orient, regroup
 from fuse.passes.lower import Lowering
 from fuse.passes.merge import Group, merge
+from fuse.passes.nest import nest
 from fuse.passes.plan import Plan, cut, restrict
 from fuse.passes.reassociate import reassociate
 from fuse.passes.recognise import recognise
@@ -72,7 +73,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("reassociate", lambda p, _: _on_values(p, reassociate)),
     ("virtualize", lambda p, c: virtualize(p, c.hints)),
     ("regions", _regions),
-    ("canonical", lambda p, _: orient(regroup(p))),
+    ("canonical", lambda p, _: orient(regroup(nest(p)))),
 )
 
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fuse.ir.expr import Expr, cast, const, make, rebuild, topological, where
+from fuse.ir.expr import Axis, Expr, cast, const, make, rebuild, topological, where
 from fuse.ir.program import Carry, Emit, Kind, Output, Program, Region, Step, Term, carry_part, stored
 from fuse.passes.merge import Group, Member
 from fuse.passes.negligible import negligible, scale_of
@@ -42,7 +42,12 @@ class Lowering:
         self.names: dict[Expr, Carry] = {}
         emitted = [m.leaf.value for g in groups for m in g.members if m.leaf.kind is None]
         self.emitted = {value: f"e{i}" for i, value in enumerate(emitted)}
+        self.layout = _layouts(program)
         self._count = 0
+
+    def laid_out(self, value: Expr) -> tuple[Axis, ...]:
+        """The axes of an emitted value in the order of the output it is, else its own."""
+        return self.layout.get(value, value.axes)
 
     def run(self) -> Program:
         steps: list[Step] = [self._region(i, g) for i, g in enumerate(self.groups)]
@@ -81,7 +86,8 @@ class Lowering:
         for member in group.members:
             leaf = member.leaf
             if leaf.kind is None:
-                emits.append(Emit(self.emitted[leaf.value], inside.lower(leaf.body, own=True), leaf.value.axes, member.level))
+                emits.append(Emit(self.emitted[leaf.value], inside.lower(leaf.body, own=True), self.laid_out(leaf.value),
+                                  member.level))
             elif member.separated is None:
                 carry = self.names[leaf.value] = self._accumulated(member, group, inside)
                 self.carries[group].append(carry)
@@ -160,7 +166,7 @@ class Resolver:
         if member.leaf.kind is None:
             if group is self.group:                        # seen again in its own sweep: computed, not read
                 return self.lower(node, own=True)
-            return stored(self.lowering.emitted[node], node.dtype, node.axes)
+            return stored(self.lowering.emitted[node], node.dtype, self.lowering.laid_out(node))
         if member.separated is not None:
             return member.separated.value(lambda moment: self._moment(group, moment), self, node.dtype)
         if node.op == "lse":
@@ -203,4 +209,14 @@ def _storage(program: Program, home: Mapping[Expr, object]) -> dict[Expr, str]:
         wide = [f for f in product_of(output.terms[0].value).factors if f.axes]
         if len(wide) == 1 and wide[0] in home:
             found[wide[0]] = output.buffer.dtype
+    return found
+
+
+def _layouts(program: Program) -> dict[Expr, tuple[Axis, ...]]:
+    """For values that are an output as they are: their axes in its order, so that storing them is the output."""
+    found: dict[Expr, tuple[Axis, ...]] = {}
+    for term in (t for o in program.outputs for t in o.terms):
+        axes = tuple(i["axis"] for i in term.index if i.op == "iota")
+        if sorted(a.name for a in axes) == sorted(a.name for a in term.value.axes):
+            found.setdefault(term.value, axes)
     return found

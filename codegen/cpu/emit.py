@@ -8,6 +8,8 @@ threads share the loops inside a tile, and the GEMM library threads itself. The 
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from fuse.codegen.cpu.arguments import arguments
@@ -203,7 +205,7 @@ class Emitter:
         for members in groups.values():
             inside = {u.state for u in members}
             shared |= {u.relative for u in members if u.relative and u.relative not in inside}
-        weighted = {u.state: Weighted(u, self.weights(u)) for u in products if u.relative}
+        weighted = {u.state: self.weights(u) for u in products if u.relative}
         maps = self.maps(level, products, stores, col)
         folds: list[tuple[Dims, Dims, Fold]] = []
         for (dims, over), members in groups.items():
@@ -260,12 +262,31 @@ class Emitter:
                 todo += () if self.ctx.is_stored(v) else operands(self.program.defines[v.id])
         return seen
 
-    def weights(self, u: Update) -> Array:
-        """The array for weight * value of a product relative to a maximum."""
+    def weights(self, u: Update) -> Weighted:
+        """The array for weight * value of a product relative to a maximum; for the weight alone if value is wider."""
         assert u.operand is not None
-        dims = set(u.operand.dims) | set(u.value.dims if u.value is not None else ()) | set(u.over)
-        array, count = self.ctx.row_major(f"w_{u.state}", CTYPE[u.operand.dtype], tuple(sorted(dims, key=dim_order)))
-        self.ctx.task.take(array.name, array.ctype, count)
+        dims = {*u.operand.dims, *u.over}
+        if u.value is not None and not set(u.value.dims) <= dims:
+            u = replace(u, value=None)
+        return Weighted(u, self.scratch(f"w_{u.state}", u.operand, dims))
+
+    def scratch(self, name: str, like: Value, dims: Iterable[str]) -> Array:
+        array, count = self.ctx.row_major(name, CTYPE[like.dtype], tuple(sorted(dims, key=dim_order)))
+        self.ctx.task.take(name, array.ctype, count)
+        return array
+
+    def applied(self, u: Update, weighted: Weighted, col: Frame) -> Array:
+        """weight * value, with the widths of value."""
+        if weighted.update.value == u.value:
+            return weighted.array
+        value = u.value
+        assert value is not None
+        array = self.scratch(f"v_{u.state}", value, {*weighted.array.layout, *value.dims})
+
+        def sink(frame: Frame) -> None:
+            weight = self.values.read(weighted.array, frame)
+            frame.add(f"{self.nests.target(array, frame)} = {weight} * {self.values.get(value, frame)};")
+        self.nests.over(col, array.layout, [sink])
         return array
 
     def fold(self, dims: Dims, over: Dims, fold: Fold, col: Frame) -> None:
@@ -286,7 +307,7 @@ class Emitter:
         assert u.wide is not None
         if u.relative is not None:
             self.folds.move(col, [u])
-        a = weighted.array if weighted is not None else u.value
+        a = self.applied(u, weighted, col) if weighted is not None else u.value
         assert a is not None
         dims = a.layout if isinstance(a, Array) else a.dims
         m = tuple(d for d in dims if d not in u.over)

@@ -23,6 +23,7 @@ from fuse.frontend.candidates import Candidate
 from fuse.frontend.index import Linear, Split
 from fuse.frontend.operands import WIDTH, Operands, compute_type
 from fuse.frontend.pieces import split_pieces
+from fuse.frontend.share import share_axes
 from fuse.frontend.symbols import number, shape_of, symbol_hints
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import contract
@@ -300,6 +301,8 @@ class _Importer:
         candidate, pull = self.candidate, self.pull
         outputs = tuple(self._exit(k, node) for k, node in enumerate(candidate.exits))
         outputs, anchors = unify(*split_pieces(outputs, pull.wide_anchors(), pull.joints))
+        if not candidate.anchors:
+            outputs = share_axes(outputs)
         nodes = tuple(node for node, _ in pull.inputs)
         buffers = tuple(pull.inputs.values())
         hints = symbol_hints(example(n) for n in (*nodes, *candidate.exits))

@@ -12,6 +12,8 @@ from dataclasses import replace
 from fuse.ir.expr import Axis, Expr, rename_axes, topological
 from fuse.ir.program import Output, Term
 
+Outputs = tuple[Output, ...]
+
 
 def fingerprint(anchor: Expr) -> tuple[str, tuple[Axis, ...]]:
     """A text that is equal for anchors equal up to names, and the axes in the order in which they are numbered."""
@@ -31,7 +33,7 @@ def fingerprint(anchor: Expr) -> tuple[str, tuple[Axis, ...]]:
     return "\n".join(lines), tuple(order.values())
 
 
-def unify(outputs: tuple[Output, ...], anchors: tuple[Expr, ...]) -> tuple[tuple[Output, ...], tuple[Expr, ...]]:
+def unify(outputs: Outputs, anchors: tuple[Expr, ...]) -> tuple[Outputs, tuple[Expr, ...]]:
     """The outputs with equal anchors shared, and the distinct anchors that remain."""
     done: list[Expr] = []
     pending = list(anchors)
@@ -46,9 +48,9 @@ def unify(outputs: tuple[Output, ...], anchors: tuple[Expr, ...]) -> tuple[tuple
             # A renaming that moves an axis of the known anchor would change that one too.
             if other != text or not names or names.keys() & {a.name for a in targets}:
                 continue
-            renamed = _renamed(outputs, names)
-            if renamed is not None:
-                outputs = renamed
+            merged = renamed(outputs, names)
+            if merged is not None:
+                outputs = merged
                 pending, done = rename_axes(pending, names), rename_axes(done, names)
                 anchor = known
                 break
@@ -57,19 +59,20 @@ def unify(outputs: tuple[Output, ...], anchors: tuple[Expr, ...]) -> tuple[tuple
     return outputs, tuple(dict.fromkeys(done))
 
 
-def _roots(outputs: Iterable[Output]) -> list[Expr]:
+def roots_of(outputs: Iterable[Output]) -> list[Expr]:
+    """Indices and values, in order."""
     return [e for o in outputs for t in o.terms for e in (*t.index, t.value)]
 
 
-def _renamed(outputs: tuple[Output, ...], names: dict[str, Axis]) -> tuple[Output, ...] | None:
+def renamed(outputs: Outputs, names: dict[str, Axis]) -> Outputs | None:
     """The outputs with axes renamed, or None where two axes of one value would become one."""
     if len({a.name for a in names.values()}) < len(names):
         return None
     for output in outputs:
-        for node in topological(_roots([output])):
+        for node in topological(roots_of([output])):
             own = {a.name for a in node.axes}
             if any(old in own and new.name in own for old, new in names.items()):
                 return None
-    fresh = iter(rename_axes(_roots(outputs), names))
+    fresh = iter(rename_axes(roots_of(outputs), names))
     return tuple(replace(o, terms=tuple(Term(tuple(next(fresh) for _ in t.index), next(fresh)) for t in o.terms))
                  for o in outputs)

@@ -302,6 +302,17 @@ def widths(dtype: str) -> Region:
     ))
 
 
+def state_of_products(dtype: str) -> Region:
+    """A softmax over the stream weighs a product of two widths: the weight belongs to either."""
+    s = dot(value("k", dtype, b, h, j, d), value("q1", dtype, b, h, d), d)
+    k, v = value("k", dtype, b, h, j, d), value("v", dtype, b, h, j, e)
+    return Region("state", (j,), (b, h), (
+        Carry("L", Kind.LSE, s, (j,), (b, h)),
+        Carry("kv", Kind.SUM, make("sigmoid", k) * v, (j,), (b, h, d, e), relative_to="L"),
+        Carry("kv2", Kind.SUM, k * v, (j,), (b, h, d, e), relative_to="L", exponent=2, moment=1),
+    ))
+
+
 def triple(dtype: str) -> Region:
     """Scores of triples; the stream is a product of two axes."""
     pair = value("k1", dtype, j, d) * value("k2", dtype, l, d)
@@ -351,6 +362,7 @@ CASES = [
     Case("shared_bias", shared_bias, HEADS),
     Case("contrast", contrast, dict(I=11, J=13, D=4)),
     Case("cascade", cascade, HEADS),
+    Case("state_of_products", state_of_products, HEADS),
     Case("widths", widths, dict(B=3, J=21, D=18, E=3)),
     Case("triple", triple, dict(I=7, J=4, L=5, D=3, E=4)),
     Case("single_query", single_query, HEADS),
