@@ -8,6 +8,7 @@ threads share the loops inside a tile, and the GEMM library threads itself. The 
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -20,11 +21,11 @@ from fuse.codegen.cpu.lanes import Lanes
 from fuse.codegen.cpu.nests import Nests, Sink
 from fuse.codegen.cpu.operands import Operands
 from fuse.codegen.cpu.rows import Rows
-from fuse.codegen.cpu.spell import CTYPE
+from fuse.codegen.cpu.spell import CTYPE, EXPENSIVE
 from fuse.codegen.cpu.states import States
 from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
-from fuse.codegen.tile import Dot, Level, Load, Reduce, Skip, Staged, Store, TileProgram, Update, Value, operands
+from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Skip, Staged, Store, TileProgram, Update, Value, operands
 
 
 def source(program: TileProgram, native: bool = False) -> str:
@@ -141,8 +142,9 @@ class Emitter:
     # ---- one tile ---------------------------------------------------------------------------------------------------
 
     def tile(self, level: Level, stores: list[Store], col: Frame) -> None:
+        repeated = self.repeated(level)
         for statement in level.body:
-            if isinstance(statement, (Dot, Reduce)):
+            if isinstance(statement, (Dot, Reduce)) or statement.out in repeated:
                 self.ensure(statement.out)
         folds, products = self.plan(level, stores, col)
         for dims, over, fold in folds:
@@ -156,6 +158,13 @@ class Emitter:
                 some.setdefault((u.value, u.limit), []).append(u)
         for updates in some.values():
             self.rows.products(updates, col, lambda u, frame: self.product(u, None, frame))
+
+    def repeated(self, level: Level) -> set[Value]:
+        """Expensive operands (of stream and width alone) that several values read: computed once for the tile."""
+        reads = Counter(v for s in level.body for v in set(operands(s)))
+        reads.update(v for u in level.updates for v in set(u.values))
+        return {s.out for s in level.body if isinstance(s, Point) and s.op in EXPENSIVE and reads[s.out] > 1
+                and "col" in s.out.dims and "row" not in s.out.dims and len(s.out.dims) > 1}
 
     def skip(self, skip: Skip, col: Frame) -> None:
         """Leaves a column tile out if the least value of the form over the tile reaches the bound."""

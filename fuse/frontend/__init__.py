@@ -5,6 +5,7 @@ from torch import fx
 
 from fuse.frontend.absorb import with_tail
 from fuse.frontend.candidates import Candidate, find_candidates
+from fuse.frontend.cascades import find_cascades
 from fuse.frontend.importer import Imported, import_candidate
 from fuse.frontend.supported import streamable, worthwhile
 from fuse.log import miss_of
@@ -24,6 +25,9 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
         graph = graph.graph
     options = options or Options()
     candidates, misses = find_candidates(graph, options.virtual_floor)
+    cascades, more = find_cascades(graph, candidates, options.virtual_floor)
+    candidates += cascades
+    misses += more
     found: list[Imported] = []
     for candidate in candidates:
         try:
@@ -38,6 +42,8 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
 
 
 def _imported(candidate: Candidate, options: Options, alone: bool) -> Imported | Miss:
+    if not candidate.anchors:
+        return import_candidate(candidate)
     miss = worthwhile(candidate) if options.virtual_floor else None
     if miss is not None:
         return miss

@@ -326,12 +326,12 @@ def _candidate(shadow: Shadow, group: _Group, hints: dict[str, int]) -> Candidat
     for node in virtual:
         if shadow.context[node].functorch:
             raise Refused(Miss("FUNCTORCH", where(node), node.name))
-    dependent = _dependents(virtual)
+    dependent = dependents(virtual)
     exits = _exits(shadow, group, dependent)
     return Candidate(anchors, virtual, exits, dependent, shadow, hints, where(anchors[0]))
 
 
-def _dependents(virtual: tuple[fx.Node, ...]) -> frozenset[fx.Node]:
+def dependents(virtual: tuple[fx.Node, ...]) -> frozenset[fx.Node]:
     found, stack = set(virtual), list(virtual)
     while stack:
         for user in stack.pop().users:

@@ -24,8 +24,8 @@ struct Task {
   double* c0;
   double* c1;
   float* c2;
+  float* t6;
   float* t7;
-  float* t6_col_i3;
   float* t4_i3;
   float* t9;
   float* t10;
@@ -39,8 +39,8 @@ struct Task {
     c0 = arena.take<double>(n3);
     c1 = arena.take<double>(n3);
     c2 = arena.take<float>(n3 * n4);
+    t6 = arena.take<float>(C * n3);
     t7 = arena.take<float>(C);
-    t6_col_i3 = arena.take<float>(C * n3);
     t4_i3 = arena.take<float>(n3);
     t9 = arena.take<float>(C);
     t10 = arena.take<float>(C * n3);
@@ -75,8 +75,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
     double* const c0 = mine.c0;
     double* const c1 = mine.c1;
     float* const c2 = mine.c2;
+    float* const t6 = mine.t6;
     float* const t7 = mine.t7;
-    float* const t6_col_i3 = mine.t6_col_i3;
     float* const t4_i3 = mine.t4_i3;
     float* const t9 = mine.t9;
     float* const t10 = mine.t10;
@@ -151,15 +151,15 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
               float l1_copy[CHUNK];
               const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
-              float* o_t6_col_i3 = t6_col_i3 + j * n3 + first;
+              float* o_t6 = t6 + j * n3 + first;
               strips(n, [&](int c, int k) EACH {
                 const float v5 = l1_line[c];
                 const float v6 = sigmoid_(v5);
-                o_t6_col_i3[c] = v6;
+                o_t6[c] = v6;
               });
             }
           }
-          gemm(blas, int64_t(nc), 1, int64_t(n3), Mat<float>{t6_col_i3, n3, false}, Mat<float>{t4_i3, 1, false}, 0, t7, 1);
+          gemm(blas, int64_t(nc), 1, int64_t(n3), Mat<float>{t6, n3, false}, Mat<float>{t4_i3, 1, false}, 0, t7, 1);
           const Walk w0_col = {col0 * l0_i2, l0_i2, nullptr};
           {
 #pragma omp parallel for num_threads(inner) if (inner > 1)
@@ -186,12 +186,10 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             double a_c1[LANES]; fill(a_c1, double(0));
             for (int j0 = 0; j0 < nc; j0 += BLOCK) {
               for (int j = j0; j < nc && j < j0 + BLOCK; ++j) {
-                float l1_copy[LANES];
-                const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
+                const float* q_t6 = t6 + j * n3 + first;
                 const float v7 = t7[j];
                 strips(n, [&](int c, int k) EACH {
-                  const float v5 = l1_line[c];
-                  const float v6 = sigmoid_(v5);
+                  const float v6 = q_t6[c];
                   const float v8 = (v6 / v7);
                   h_c1[k] += v8;
                 });
@@ -261,11 +259,23 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
               float l1_copy[CHUNK];
               const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
-              const double* q_c1 = c1 + first;
-              float* o_t14_col_i3 = t14_col_i3 + j * n3 + first;
+              float* o_t6 = t6 + j * n3 + first;
               strips(n, [&](int c, int k) EACH {
                 const float v5 = l1_line[c];
                 const float v6 = sigmoid_(v5);
+                o_t6[c] = v6;
+              });
+            }
+          }
+#pragma omp parallel for num_threads(inner) if (inner > 1)
+          for (int j = 0; j < nc; ++j) {
+            for (int first = 0; first < n3; first += CHUNK) {
+              const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
+              const float* q_t6 = t6 + j * n3 + first;
+              const double* q_c1 = c1 + first;
+              float* o_t14_col_i3 = t14_col_i3 + j * n3 + first;
+              strips(n, [&](int c, int k) EACH {
+                const float v6 = q_t6[c];
                 const float v12 = float(q_c1[c]);
                 const float v14 = (v6 * v12);
                 o_t14_col_i3[c] = v14;
@@ -273,21 +283,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             }
           }
           gemm(blas, int64_t(nc), int64_t(n4), int64_t(n3), Mat<float>{t14_col_i3, n3, false}, Mat<float>{c2, n4, false}, 0, t15, n4);
-#pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int j = 0; j < nc; ++j) {
-            for (int first = 0; first < n3; first += CHUNK) {
-              const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-              float l1_copy[CHUNK];
-              const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
-              float* o_t6_col_i3 = t6_col_i3 + j * n3 + first;
-              strips(n, [&](int c, int k) EACH {
-                const float v5 = l1_line[c];
-                const float v6 = sigmoid_(v5);
-                o_t6_col_i3[c] = v6;
-              });
-            }
-          }
-          gemm(blas, int64_t(nc), 1, int64_t(n3), Mat<float>{t6_col_i3, n3, false}, Mat<float>{t4_i3, 1, false}, 0, t7, 1);
+          gemm(blas, int64_t(nc), 1, int64_t(n3), Mat<float>{t6, n3, false}, Mat<float>{t4_i3, 1, false}, 0, t7, 1);
           const Walk wy3_col = {col0 * y3_i2, y3_i2, nullptr};
 #pragma omp parallel for num_threads(inner) if (inner > 1)
           for (int j = 0; j < nc; ++j) {
