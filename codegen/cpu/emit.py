@@ -274,10 +274,9 @@ class Emitter:
     def weights(self, u: Update) -> Weighted:
         """The array for weight * value of a product relative to a maximum; for the weight alone if value is wider."""
         assert u.operand is not None
-        dims = {*u.operand.dims, *u.over}
-        if u.value is not None and not set(u.value.dims) <= dims:
-            u = replace(u, value=None)
-        return Weighted(u, self.scratch(f"w_{u.state}", u.operand, dims))
+        array = self.scratch(f"w_{u.state}", u.operand, {*u.operand.dims, *u.over})
+        wider = u.value is not None and not set(u.value.dims) <= set(array.layout)
+        return Weighted(replace(u, value=None) if wider else u, array)
 
     def scratch(self, name: str, like: Value, dims: Iterable[str]) -> Array:
         array, count = self.ctx.row_major(name, CTYPE[like.dtype], tuple(sorted(dims, key=dim_order)))

@@ -34,10 +34,11 @@ def test_a_tile_is_multiplied_under_a_condition() -> None:
 
 @pytest.mark.parametrize("arch", ["sm90", "gfx942"])
 def test_the_condition_compiles(arch: str) -> None:
-    from fuse.codegen.triton.ahead import usage
+    from fuse.codegen.triton.ahead import settled
 
     filtered = region(2.0 ** -12)
-    for row in usage(filtered, Triton(Machine(arch, 100)).schedules(filtered, SIZES)[0], SIZES, arch):
+    schedule = Triton(Machine(arch, 100)).schedules(filtered, SIZES)[0]
+    for row in (launch.usage for launch in settled(filtered, schedule, SIZES, arch)[1]):
         assert row.fits, row
 
 
