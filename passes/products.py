@@ -63,7 +63,7 @@ def _chained(factors: list[Expr]) -> list[Expr]:
     """exp(x - L) * exp(L - T) -> exp(x - T): one family of weights instead of two."""
     for first in factors:
         for second in factors:
-            if first.op == second.op == "exp_sub" and first.args[1] is second.args[0]:
+            if first is not second and first.op == second.op == "exp_sub" and first.args[1] is second.args[0]:
                 rest = list(factors)
                 rest.remove(first)
                 rest.remove(second)
