@@ -3,18 +3,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Slot, Statement, Store, TileProgram, Update, Value
+from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Scan, Shift, Slot, Statement, Store, TileProgram, Update, Value
 
 
 def renumber(program: TileProgram) -> TileProgram:
     """`program` with dead numbers squeezed out, `inputs` filled in and `defines` built."""
     work = _Numbers()
     levels = tuple(work.level(level) for level in program.levels)
+    rehearsal = tuple(work.statement(s) for s in program.rehearsal)
     defines: dict[int, Statement] = {}
     for level in levels:
         for s in (*level.before, *level.body):
             defines.setdefault(s.out.id, s)
-    return replace(program, levels=levels, inputs=tuple(work.inputs.values()), defines=defines)
+    return replace(program, levels=levels, rehearsal=rehearsal, inputs=tuple(work.inputs.values()), defines=defines)
 
 
 class _Numbers:
@@ -40,8 +41,10 @@ class _Numbers:
                 s = replace(s, args=tuple(self.value(a) for a in s.args))
             case Dot():
                 s = replace(s, a=self.value(s.a), b=self.value(s.b))
-            case Reduce():
+            case Reduce() | Shift():
                 s = replace(s, x=self.value(s.x))
+            case Scan():
+                s = replace(s, a=self.maybe(s.a), b=self.value(s.b))
             case Load():
                 slot = self.inputs.setdefault(s.buffer, Slot(f"x{len(self.inputs)}", s.buffer, s.out.dtype))
                 index = tuple(self.value(i) if isinstance(i, Value) else i for i in s.index)

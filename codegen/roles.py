@@ -3,7 +3,7 @@ the two operands of a dot.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import reduce
 
@@ -56,17 +56,23 @@ def dim_order(dim: str) -> tuple[int, int]:
 
 def roles(region: Region) -> Roles:
     """Batch axes are the grid axes that both operands of a dot share, unless the dot is between row values alone."""
-    axes = number_axes(region)
-    name = {old: f"i{k}" for k, old in enumerate(axes)}
     grid = {a.name for a in region.grid}
     shared: set[str] = set()
     for a, b, contracted in products(region):
         left, right = ({x.name for x in e.axes} - contracted for e in (a, b))
         if (left | right) - grid:
             shared |= left & right & grid
+    return assigned(region, shared)
+
+
+def assigned(region: Region, shared: Collection[str]) -> Roles:
+    """The roles when `shared` names the grid axes that are batch axes."""
+    axes = number_axes(region)
+    name = {old: f"i{k}" for k, old in enumerate(axes)}
     batch = tuple(a.name for a in region.grid if a.name in shared)
     row = tuple(a.name for a in region.grid if a.name not in shared)
     col = tuple(a.name for a in region.streams)
+    grid = {a.name for a in region.grid}
     if set(col) & grid:
         raise refuse(f"axis {sorted(set(col) & grid)[0]} is both stream and grid")
     dim = {n: "row" if n in row else "col" if n in col else name[n] for n in axes if n not in batch}

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import count
 
 from fuse.codegen.index import affine_index, clamped
-from fuse.codegen.roles import dim_order, refuse, roles, split_product
+from fuse.codegen.roles import Roles, dim_order, refuse, roles, split_product
 from fuse.codegen.tile import Affine, Const, Dot, Final, Load, Param, Point, Position, Reduce, Statement, Value
 from fuse.ir.expr import Axis, Expr, make, topological
 from fuse.ir.index import affine
@@ -18,15 +18,16 @@ class Expressions:
     """Expressions are interned, so sharing is identity: each becomes one value."""
 
     def __init__(self, region: Region):
-        if region.reverse or region.boundaries or any(c.kind is Kind.AFFINE for c in region.carries):
-            raise refuse("scans are not walked by this target")
-        self.region, self.roles = region, roles(region)
+        self.region, self.roles = region, self.parts(region)
         self.defines: dict[int, Statement] = {}
         self.memo: dict[Expr, Value] = {}
         self.params: list[Size] = []
         self.ids, self.loads = count(), count()
         self.names = {c.name: f"c{k}" for k, c in enumerate(region.carries)}
         self.compared: dict[int, Affine] = {}      # comparison of positions -> its left side minus its right side
+
+    def parts(self, region: Region) -> Roles:
+        return roles(region)
 
     def value(self, root: Expr) -> Value:
         for node in topological([root]):

@@ -14,6 +14,11 @@
           states of this level with scope "row": store, in their `storage` dtype
     states with scope "grid": `Update` accumulates in memory over all tiles; cast to `storage` once at the very end
 
+A region with scans is a walk (`walk`): "row" holds at most one axis, the lanes; the column tiles are visited in order, from
+the last one if `reverse`, and carry the state of each `Scan` along. A scan that runs the other way needs its states
+before the walk gets there: `rehearsal` is what a first pass over the tiles, the other way, computes for them; with the state
+in which a scan enters each tile kept, the body has its values again.
+
 Names are canonical: axes are i0, i1, ..., input buffers x0, x1, ..., states c0, ..., stores y0, ... in order of first
 visit, so that regions which differ in names only give the same text. Sizes are never text: an axis's extent, a `Param`
 and every stride are arguments of the kernel (`codegen.launch`).
@@ -163,7 +168,31 @@ class Staged:
     level: int
 
 
-Statement = Const | Param | Position | Load | Point | Dot | Reduce | Final | Staged
+@dataclass(frozen=True)
+class Scan:
+    """out[t] = a[t] * out[t'] + b[t] for the columns t in order, t' = t - 1 (t + 1 if `reverse`); `a` None counts as 1.
+
+    `state` holds out[t'] when a tile is entered, 0 at first.
+    """
+
+    out: Value
+    a: Value | None
+    b: Value
+    state: str
+    reverse: bool
+
+
+@dataclass(frozen=True)
+class Shift:
+    """out[t] = x[t - by], by = 1 or -1, and 0 beyond the ends: x there was computed in an earlier tile, or is a `Scan`
+    that enters the tile with it."""
+
+    out: Value
+    x: Value
+    by: int
+
+
+Statement = Const | Param | Position | Load | Point | Dot | Reduce | Final | Staged | Scan | Shift
 
 
 def operands(statement: Statement) -> tuple[Value, ...]:
@@ -174,8 +203,10 @@ def operands(statement: Statement) -> tuple[Value, ...]:
             return statement.args
         case Dot():
             return (statement.a, statement.b)
-        case Reduce():
+        case Reduce() | Shift():
             return (statement.x,)
+        case Scan():
+            return (statement.b,) if statement.a is None else (statement.a, statement.b)
     return ()
 
 
@@ -183,7 +214,7 @@ def operands(statement: Statement) -> tuple[Value, ...]:
 
 @dataclass(frozen=True)
 class State:
-    """A carry's storage. `dims`: its tile dims (free dims are its width); `keeps`: the batch axes it varies along.
+    """A carry's storage; that of a scan (AFFINE) is the `state` of its `Scan`. `dims`: its tile dims (free dims are its width); `keeps`: the batch axes it varies along.
 
     scope "row":  has every batch axis, reduces "col": lives in the target's registers or a row buffer, is complete
                   after its level's column loop.
@@ -302,6 +333,8 @@ class TileProgram:
     states: tuple[State, ...]
     levels: tuple[Level, ...]
     defines: dict[int, Statement] = field(default_factory=dict)   # Value.id -> its (first) definition
+    reverse: bool = False                           # the column tiles are visited from the last one
+    rehearsal: tuple[Statement, ...] = ()           # of the body: what scans against the walk are made of, and they
 
     def axis(self, name: str) -> Axis:
         return self.axes[int(name[1:])]
@@ -323,6 +356,10 @@ class TileProgram:
         for level in self.levels:
             yield from level.before
             yield from level.body
+
+    @property
+    def scans(self) -> tuple[Scan, ...]:
+        return tuple(s for s in self.statements() if isinstance(s, Scan))
 
     @property
     def loads(self) -> tuple[Load, ...]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from fuse.codegen import Capabilities, Kernel, Schedule
 from fuse.codegen.build import library
-from fuse.codegen.cpu import emit
+from fuse.codegen.cpu.emit import Emitter
 from fuse.codegen.cpu.kernel import CpuKernel
 from fuse.codegen.cpu.schedule import exchanged, schedules
 from fuse.codegen.cpu.spell import CTYPE, OPS
+from fuse.codegen.cpu.walk import WalkEmitter
 from fuse.codegen.lower import lower, refusal
 from fuse.codegen.tile import TileProgram
 from fuse.ir.program import Kind, Region
@@ -18,7 +19,7 @@ from fuse.reasons import Miss
 
 CAPABILITIES = Capabilities(
     ops=OPS, dtypes=frozenset(CTYPE), compute=frozenset({"float32", "float64"}),
-    kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE)), shared=True, levels=8,
+    kinds=frozenset(k.value for k in Kind), shared=True, levels=8,
     slab=frozenset(("float32", "float64")))
 
 
@@ -34,14 +35,16 @@ class Cpu:
         return schedules(region, hints, options)
 
     def source(self, region: Region, schedule: Schedule) -> str:
-        return emit.source(tiled(region, schedule), bool(schedule.knob("native")))
+        program = tiled(region, schedule)
+        return (WalkEmitter if program.scans else Emitter)(program, bool(schedule.knob("native"))).text()
 
     def build(self, region: Region, schedule: Schedule, source: str) -> Kernel:
         return CpuKernel(tiled(region, schedule), schedule, library(source), source)
 
 
 def tiled(region: Region, schedule: Schedule) -> TileProgram:
-    return lower(exchanged(region) if schedule.knob("exchanged") else region, schedule.kind == "slab")
+    region = exchanged(region) if schedule.knob("exchanged") else region
+    return lower(region, schedule.kind == "slab", schedule.knob("lane", ""))
 
 
 TARGET = Cpu()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.spell import CTYPE, EXPENSIVE
-from fuse.codegen.tile import Affine, Dot, Final, Load, Point, Reduce, Staged, Statement, TileProgram, Value, operands
+from fuse.codegen.tile import Affine, Dot, Final, Load, Point, Reduce, Scan, Shift, Staged, Statement, TileProgram, Value, operands
 from fuse.ir.size import Size
 
 INDEX = {"row": "r", "col": "j"}
@@ -57,7 +57,7 @@ class Context:
     CPU multiplies bfloat16 faster than float32."""
 
     def __init__(self, program: TileProgram, native: bool = False):
-        self.program, self.native = program, native
+        self.program, self.native, self.walking = program, native, bool(program.scans)
         self.task, self.shared = Work(), Work()
         self.top = Frame("")
         self.batch: Frame | None = None
@@ -125,7 +125,8 @@ class Context:
                 case Point():
                     found = statement.op in EXPENSIVE or any(self.expensive(a) for a in statement.args)
                 case Load():
-                    found = bool(operands(statement)) and bool(value.dims)
+                    strided = self.walking and "col" in value.dims and len(value.dims) > 1
+                    found = bool(value.dims) and (strided or bool(operands(statement)))
                 case _:
                     found = False
             self._cost[value.id] = found
@@ -165,8 +166,8 @@ class Context:
         return found
 
     def is_stored(self, value: Value) -> bool:
-        """Dots and inner reductions always have an array."""
-        return isinstance(self.program.defines[value.id], (Dot, Reduce, Staged))
+        """Dots, inner reductions and what depends on other columns always have an array."""
+        return isinstance(self.program.defines[value.id], (Dot, Reduce, Staged, Scan, Shift))
 
     def joint(self, load: Load) -> list[Value]:
         """Computed indices that vary along more than the rows or the columns: added element by element."""

@@ -28,11 +28,6 @@ from fuse.codegen.roles import dim_order
 from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Skip, Staged, Store, TileProgram, Update, Value, operands
 
 
-def source(program: TileProgram, native: bool = False) -> str:
-    """The C++ text; `native`: multiply bfloat16 operands as they are."""
-    return Emitter(program, native).text()
-
-
 Dims = tuple[str, ...]
 Product = tuple[Update, Weighted | None]
 
@@ -144,7 +139,7 @@ class Emitter:
     def tile(self, level: Level, stores: list[Store], col: Frame) -> None:
         repeated = self.repeated(level)
         for statement in level.body:
-            if isinstance(statement, (Dot, Reduce)) or statement.out in repeated:
+            if self.ctx.is_stored(statement.out) or statement.out in repeated:
                 self.ensure(statement.out)
         folds, products = self.plan(level, stores, col)
         for dims, over, fold in folds:
@@ -218,12 +213,15 @@ class Emitter:
         maps = self.maps(level, products, stores, col)
         folds: list[tuple[Dims, Dims, Fold]] = []
         for (dims, over), members in groups.items():
-            rides = over == ("col",) and dims in ((), ("row",))
-            fills, emits = maps.pop((*dims, *over), Maps([], [])) if rides else Maps([], [])
+            fills, emits = maps.pop((*dims, *over), Maps([], [])) if self.rides(dims, over) else Maps([], [])
             mine = tuple(w for w in weighted.values() if w.update.relative in {u.state for u in members})
             folds.append((dims, over, Fold(tuple(members), mine, tuple(fills), tuple(emits), frozenset(shared))))
         folds += [(dims, (), Fold((), (), tuple(fills), tuple(emits))) for dims, (fills, emits) in maps.items()]
         return folds, [(u, weighted.get(u.state)) for u in products]
+
+    def rides(self, dims: Dims, over: Dims) -> bool:
+        """Whether maps may share the nest of a fold."""
+        return over == ("col",) and dims in ((), ("row",))
 
     def maps(self, level: Level, products: list[Update], stores: list[Store], col: Frame) -> dict[Dims, Maps]:
         """By dims: values to store in arrays for matrix products, and stores."""

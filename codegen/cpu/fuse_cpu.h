@@ -345,6 +345,19 @@ SHARED Mat<bf16> rounded(const Mat<float>& x, int64_t m, int64_t n, bf16* copy, 
 }
 template <class T> INLINE Mat<T> turned(Mat<T> a) { return {a.p, a.ld, !a.t}; }
 
+// The first of `parts` blocks of n becomes the sum of all, in order.
+template <class T> SHARED void add_up(T* p, int64_t n, int64_t parts) {
+  for (int64_t k = 1; k < parts; ++k) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) p[i] += p[k * n + i];
+  }
+}
+template <class T> INLINE void copy_to(const T* from, int64_t n, T* to) { std::memcpy(to, from, n * sizeof(T)); }
+// Column `entry` of a tile with n elements a column: zero in the first tile of a walk, then column `last` of the tile before.
+template <class T> SHARED void enter(T* p, int64_t n, bool first, int64_t entry, int64_t last) {
+  if (first) std::memset(p + entry * n, 0, n * sizeof(T));
+  else copy_to(p + last * n, n, p + entry * n);
+}
 template <class T> SHARED void start(T* p, int64_t n, T x) {
   for (int64_t i = 0; i < n; ++i) p[i] = x;
 }

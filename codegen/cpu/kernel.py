@@ -148,7 +148,7 @@ def even(n: int, most: int) -> int:
 def modes(program: TileProgram) -> tuple[str, ...]:
     """Where threads may work: "grid" (row tiles), "batch" (batch points) or "inside" a tile; a state that accumulates over
     what is shared out would be written by two threads at once."""
-    shared = [s for s in program.states if s.scope == "grid"]
+    shared = [s for s in program.states if s.scope == "grid" and not program.scans]
     if any(len(s.keeps) < len(program.batch) for s in shared):
         return ("inside",)
     return ("batch", "inside") if shared else ("grid", "batch", "inside")

@@ -16,7 +16,9 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.cpu.kernel import modes, native_bfloat16
 from fuse.codegen.lower import lower
+from fuse.codegen.roles import number_axes
 from fuse.codegen.tile import State, TileProgram
+from fuse.codegen.walk import lanes, walks
 from fuse.ir.expr import Axis
 from fuse.ir.program import Kind, Region
 from fuse.ir.size import Size, product
@@ -32,12 +34,16 @@ AT_ONCE = 2048            # rows of all threads together, where tiles are tall b
 SPREAD = {"row": 128, "col": 512}
 BOUNDED = {"row": 128, "col": 256}        # tiles may be skipped: fewer of a long one's columns are needed
 PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a loop nest, not memory
+LANES = 64
+WALK = {"least": 4, "most": 128, "elements": 1 << 15}     # columns; elements of one scan's values
 
 
 def schedules(region: Region, hints: Mapping[str, int], options: Any) -> Sequence[Schedule]:
     """The slab first where one is legal and wanted, then recomputation."""
     wanted = getattr(options, "schedule", None) or "auto"
     forced = dict(getattr(options, "tile", None) or {})
+    if walks(region):
+        return [walked(region, hints, forced)]
     staged = staged_program(region) if wanted not in ("recompute", "least-memory") else None
     turn = turned(region, hints)
     again = choose("recompute", lower(exchanged(region) if turn else region), hints, forced)
@@ -45,6 +51,22 @@ def schedules(region: Region, hints: Mapping[str, int], options: Any) -> Sequenc
         again = replace(again, tile=tuple((d, forced.get(d, min(n, LEAST[d]))) for d, n in again.tile))
     found = [replace(again, knobs=(*again.knobs, ("exchanged", 1))) if turn else again]
     return [choose("slab", staged, hints, forced), *found] if staged is not None else found
+
+
+def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, int]) -> Schedule:
+    """A walk: the longest axis is the lane if the scans have it; tiles of the stream that the cache holds."""
+    known = {s: hints.get(s, UNKNOWN) for a in number_axes(region).values() for s in a.extent.symbols}
+    found = lanes(region, known)
+    widths = [a for c in region.carries if c.kind is Kind.AFFINE for a in c.axes if a not in region.grid]
+    longest = max((likely(a.extent, hints) for a in widths), default=1)
+    lane = found[0] if found and likely(found[0].extent, hints) >= longest else None
+    program = lower(region, False, lane.name if lane else "")
+    rows = min(LANES, likely(lane.extent, hints)) if lane else 1
+    held = [product(program.extent(d) for d in s.out.dims if d not in ("row", "col")) for s in program.scans]
+    each = rows * max(likely(size, hints) for size in held)
+    tile = {"row": LANES, "col": max(WALK["least"], min(WALK["most"], WALK["elements"] // each))}
+    tile.update({d: n for d, n in forced.items() if d in tile})
+    return Schedule("recompute", tuple(tile.items()), "grid", (("lane", lane.name),) if lane else ())
 
 
 def exchanged(region: Region) -> Region:

@@ -6,6 +6,8 @@ Plain sums of float32 are kept in double; matrix products accumulate in their ow
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fuse.codegen.cpu.context import Array, Context
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.nests import Nests
@@ -28,7 +30,10 @@ class States:
 
     def parts(self, state: State) -> list[tuple[str, str, str]]:
         """(name, C++ type, identity) of the arrays that make up a state."""
-        u, dtype = self.update_of[state.name], CTYPE[state.compare]
+        dtype = CTYPE[state.compare]
+        if state.kind is Kind.AFFINE:
+            return [(state.name, dtype, f"{dtype}(0)")]
+        u = self.update_of[state.name]
         if state.kind is Kind.LSE:
             return [(f"{state.name}_m", dtype, LOWEST[dtype]), (f"{state.name}_o", dtype, LOWEST[dtype]),
                     (f"{state.name}_l", ctype_of_sum(state.dtype), f"{ctype_of_sum(state.dtype)}(0)")]
@@ -42,8 +47,8 @@ class States:
 
     def layout(self, state: State) -> tuple[str, ...]:
         """Dims of the array: as the matrix product makes them (rows of the result, then columns), else canonical."""
-        u = self.update_of[state.name]
-        if u.wide is None:
+        u = self.update_of.get(state.name)
+        if u is None or u.wide is None:
             return state.dims
         columns = [d for d in u.wide.dims if d not in u.over]
         return (*(d for d in state.dims if d not in columns), *columns)
@@ -85,7 +90,7 @@ class States:
     def direct(self, state: State) -> bool:
         """Whether the state accumulates in its output."""
         u = self.update_of[state.name]
-        if state.kind is not Kind.SUM or (u.wide is None and u.over) or not state.stores:
+        if state.kind is not Kind.SUM or (u.wide is None and u.over) or not state.stores or self.ctx.walking:
             return False
         slot = self.program.slot(state.stores[0])
         return slot.dtype == state.dtype and slot.axes == self.axes(state)
@@ -94,11 +99,13 @@ class States:
         for state in (s for s in self.program.states if s.scope == "grid"):
             layout = self.layout(state)
             sizes = {"row": "rows", "col": "cols"}
-            total = " * ".join(map(self.ctx.extent, self.axes(state))) or "1"
+            total = self.total(state)
             for name, ctype, identity in self.parts(state):
                 place = state.stores[0] if self.direct(state) else name
                 array, count = self.ctx.row_major(place, ctype, layout, sizes)
                 array = Array(place, ctype, layout, array.strides, self.offset(state, array, count))
+                if self.ctx.walking:
+                    array, total = replace(array, start=f"{array.start} + tile * ({total})"), f"((rows + R - 1) / R) * {total}"
                 self.arrays[name] = array
                 top.things["state", name] = array
                 if place == name:
@@ -110,6 +117,10 @@ class States:
                             f"start({place}, {total}, {identity});")
                 else:
                     top.add(f"start({place}, {total}, {identity});")
+
+    def total(self, state: State) -> str:
+        """The number of elements of a state of scope "grid"."""
+        return " * ".join(map(self.ctx.extent, self.axes(state))) or "1"
 
     def offset(self, state: State, array: Array, count: str) -> str:
         """The first element of the tile at this batch point."""
@@ -136,13 +147,14 @@ class States:
         return f"{' && '.join(first)} ? 0 : 1"
 
     def close_grid(self, top: Frame) -> None:
-        """Copies what did not accumulate in its output, converting and permuting."""
+        """Copies what did not accumulate in its output, converting and permuting; in a walk each tile of lanes has its own."""
         for state in (s for s in self.program.states if s.scope == "grid" and not self.direct(s)):
+            if self.ctx.walking:
+                top.lines += [f"add_up({name}, {self.total(state)}, tiles);" for name, _, _ in self.parts(state)]
             for buffer, name in self.stored_from(state):
                 slot, axes = self.program.slot(buffer), self.axes(state)
                 if slot.axes == axes:
-                    total = " * ".join(map(self.ctx.extent, axes)) or "1"
-                    top.add(f"put({buffer}, Walk{{0, 1, nullptr}}, {total}, {name});")
+                    top.add(f"put({buffer}, Walk{{0, 1, nullptr}}, {self.total(state)}, {name});")
                     continue
                 frame = top
                 for axis in slot.axes:

@@ -1,0 +1,191 @@
+"""A walk as C++: column tiles in order, scans from column to column, values of other columns.
+
+A value that depends on columns is an array [column, widths, lanes] of one tile. That of a scan, and of what is read one
+column away, has one column more: what the tile is entered with, in front of the first column or behind the last.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fuse.codegen.cpu.context import Array
+from fuse.codegen.cpu.emit import Dims, Emitter
+from fuse.codegen.cpu.folds import Fold
+from fuse.codegen.cpu.frame import Frame
+from fuse.codegen.cpu.lanes import PER_LANE
+from fuse.codegen.cpu.spell import LOWEST
+from fuse.codegen.cpu.values import ctype_of_sum
+from fuse.codegen.tile import Level, Load, Point, Reduce, Scan, Shift, TileProgram, Value, operands
+from fuse.codegen.walk import lanes_last
+
+FORWARD = "for (int j = 0; j < nc; ++j) {"
+BACKWARD = "for (int j = int(nc) - 1; j >= 0; --j) {"
+
+
+class WalkEmitter(Emitter):
+    def __init__(self, program: TileProgram, native: bool):
+        super().__init__(program, native)
+        self.against = [s for s in program.rehearsal if isinstance(s, Scan) and s.reverse != program.reverse]
+        self.passed = {s.x.id for s in program.statements() if isinstance(s, Shift)}
+
+    # ---- passes over the columns ------------------------------------------------------------------------------------
+
+    def level(self, number: int, level: Level, row: Frame) -> None:
+        frame = self.ctx.level = row.open("{")
+        self.states.open_rows(row, frame, list(self.program.states))
+        early = [s for s in level.stores if "col" not in s.value.dims and "col" not in s.dims]
+        for store in early:
+            self.nests.over(frame, store.dims, [self.nests.emit(store)])
+        if self.against:
+            self.rehearse(frame)
+        col = self.columns(frame, self.program.reverse)
+        for scan in self.against:
+            col.add(f"copy_to({self.entered(scan)}, {self.size(scan)}, {scan.state});")
+        self.tile(level, [s for s in level.stores if s not in early], col)
+        self.leave(col)
+        self.states.close_rows(frame, [s for s in self.program.states if s.name not in {a.state for a in self.against}])
+        frame.close()
+        self.ctx.level = None
+
+    def columns(self, frame: Frame, reverse: bool) -> Frame:
+        steps = "col0 = (cols + C - 1) / C * C - C; col0 >= 0; col0 -= C" if reverse else "col0 = 0; col0 < cols; col0 += C"
+        col = self.ctx.col = frame.open(f"for (int64_t {steps}) {{")
+        col.add("const int nc = int(cols - col0 < C ? cols - col0 : C);")
+        return col
+
+    def leave(self, col: Frame) -> None:
+        col.close()
+        self.ctx.col = None
+
+    def rehearse(self, frame: Frame) -> None:
+        """The pass the other way: keeps the state with which each scan enters each tile."""
+        col = self.columns(frame, not self.program.reverse)
+        read = {v.id for s in self.program.rehearsal for v in operands(s)}
+        for scan in self.against:
+            self.ctx.task.take(f"{scan.state}_at", self.ctx.ctype(scan.out), f"((cols + C - 1) / C) * {self.size(scan)}")
+            col.add(f"copy_to({scan.state}, {self.size(scan)}, {self.entered(scan)});")
+        for s in self.program.rehearsal:
+            if isinstance(s, Scan) and s.out.id not in read:
+                self.scan(s, col, keep=False)
+            elif self.ctx.is_stored(s.out):
+                self.ensure(s.out)
+        self.leave(col)
+        self.states.close_rows(frame, [self.program.state(s.state) for s in self.against])
+
+    def size(self, scan: Scan) -> str:
+        return f"({' * '.join(map(self.ctx.capacity, self.widths(scan.out))) or '1'})"
+
+    def entered(self, scan: Scan) -> str:
+        return f"{scan.state}_at + col0 / C * {self.size(scan)}"
+
+    # ---- values of one tile -----------------------------------------------------------------------------------------
+
+    def widths(self, value: Value) -> Dims:
+        return lanes_last(tuple(d for d in value.dims if d != "col"))
+
+    def repeated(self, level: Level) -> set[Value]:
+        """What is read one column away is kept, in order, before anything reads it."""
+        return super().repeated(level) | {s.out for s in level.body if s.out.id in self.passed}
+
+    def ensure(self, value: Value) -> None:
+        statement, home = self.program.defines[value.id], self.ctx.home(value)
+        if self.ctx.array(value, home) is not None:
+            return
+        match statement:
+            case Scan():
+                self.scan(statement, home, keep=True)
+            case Shift():
+                self.shift(statement, home)
+            case Reduce():
+                self.reduce(statement, home, self.allocate(value, home))
+            case Load() | Point():
+                array = self.allocate(value, home)
+                self.nests.over(home, array.layout, [self.nests.writer(value, array)])
+                home.things["array", value.id] = array
+            case _:
+                super().ensure(value)
+
+    def allocate(self, value: Value, home: Frame) -> Array:
+        """An array of one tile; with what was computed for the neighbouring column before, if that is read."""
+        if value.id not in self.passed:
+            return self.nests.allocate(value, lanes_last(value.dims))
+        array, count = self.longer(value, self.program.reverse)
+        first, entry, last = ("col0 + nc == cols", "nc", "0") if self.program.reverse else ("col0 == 0", "0", "C")
+        home.add(f"enter({array.name}, {count}, {first}, {entry}, {last});")
+        return array
+
+    def longer(self, value: Value, reverse: bool) -> tuple[Array, str]:
+        """(array with a column more, elements of one column)."""
+        layout = ("col", *self.widths(value))
+        array, _ = self.ctx.row_major(f"t{value.id}", self.ctx.ctype(value), layout)
+        count = array.stride("col")
+        self.ctx.task.take(array.name, array.ctype, f"(C + 1) * {count}")
+        return (array if reverse else replace(array, start=count)), count
+
+    def shift(self, s: Shift, home: Frame) -> None:
+        """The array of x, a column further on."""
+        self.ensure(s.x)
+        array = self.ctx.array(s.x, home)
+        assert array is not None
+        home.things["array", s.out.id] = replace(array, start="" if s.by == 1 else array.stride("col"))
+
+    def scan(self, s: Scan, col: Frame, keep: bool) -> None:
+        """h = a h + b, lane by lane; `keep`: into an array, else for the state alone."""
+        ctype, widths, state = self.ctx.ctype(s.out), self.widths(s.out), self.states.array(s.state)
+        array, count = self.longer(s.out, s.reverse)
+        if keep and s.out.id in self.passed:
+            col.add(f"copy_to({s.state}, {count}, {array.name}{f' + nc * {count}' if s.reverse else ''});")
+        loops = self.nests.outer(col, widths[:-1], parallel=False)
+        strip = widths[-1] if widths else ""
+        block = self.nests.chunk(loops, strip, step="LANES") if strip else loops.open("{")
+        at = state.at({**block.bound, strip: "first"})
+        block.add(f"{ctype} h[LANES]; copy_to(&{at}, {'n' if strip else '1'}, h);")
+        each = block.open(BACKWARD if s.reverse else FORWARD, {"col": "j"})
+        body = self.nests.strip(each, strip) if strip else each
+        lane = "k" if strip else "0"
+        a = "" if s.a is None else f"{self.values.get(s.a, body)} * "
+        body.add(f"h[{lane}] = {a}h[{lane}] + {self.values.get(s.b, body)};")
+        if keep:
+            body.add(f"{self.nests.target(array, body)} = h[{lane}];")
+        self.nests.close(body, block)
+        block.add(f"copy_to(h, {'n' if strip else '1'}, &{at});")
+        self.nests.close(block, col)
+        if keep:
+            col.things["array", s.out.id] = array
+
+    def reduce(self, s: Reduce, home: Frame, array: Array) -> None:
+        """Along the strip, or across it: whichever keeps the strip contiguous in memory."""
+        order = lanes_last(s.x.dims)
+        if order[-1] in s.over:
+            self.nests.inner(home, replace(s, over=tuple(d for d in order if d in s.over)), array)
+        else:
+            self.across(s, home, array, tuple(d for d in order if d not in s.over))
+        home.things["array", s.out.id] = array
+
+    def across(self, s: Reduce, home: Frame, array: Array, kept: Dims) -> None:
+        ctype, strip = self.ctx.ctype(s.out), kept[-1]
+        chunk = self.nests.chunk(self.nests.outer(home, kept[:-1], parallel=False), strip, step="LANES")
+        total, identity = (ctype_of_sum(s.out.dtype), "0") if s.op == "sum" else (ctype, LOWEST[ctype])
+        chunk.add(f"{ctype} h[LANES]; fill(h, {ctype}({identity})); {total} a[LANES]; fill(a, {total}({identity}));")
+        blocks, body = self.folds.reduce_loops(chunk, s.over, strip)
+        value = self.values.get(s.x, body)
+        body.add(f"h[k] += {value};" if s.op == "sum" else f"h[k] = max_(h[k], {value});")
+        self.nests.close(body, blocks)
+        if s.op == "sum":
+            blocks.add("flush(a, h);")
+        self.nests.close(blocks, chunk)
+        each = chunk.open(PER_LANE)
+        each.add(f"{array.at({**chunk.bound, strip: '(first + k)'})} = {'a' if s.op == 'sum' else 'h'}[k];")
+        self.nests.close(each, home)
+
+    # ---- sums -------------------------------------------------------------------------------------------------------
+
+    def rides(self, dims: Dims, over: Dims) -> bool:
+        return False
+
+    def fold(self, dims: Dims, over: Dims, fold: Fold, col: Frame) -> None:
+        if "row" in over:
+            self.folds.along(col, fold, dims, tuple(d for d in over if d != "row"), "row")
+        elif over and dims:
+            self.folds.across(col, fold, dims[:-1], over, dims[-1])
+        else:
+            super().fold(dims, over, fold, col)

@@ -1,0 +1,168 @@
+"""Regions with scans as tile programs: h_t = a_t h_{t-1} + b_t, walked in the order of the stream.
+
+The columns are the stream. At most one axis, the lane, is cut into rows of a tile: its positions are walked side by
+side. A grid axis can always be the lane. An axis that the scans carry as a width can if nothing mixes its positions but
+sums that are emitted: `laned` moves it to the grid, and such a sum becomes a carry over it.
+
+A value one position away (`shift`) is at hand where the walk has just been, and in front of a scan; elsewhere it is
+computed again from what is stored there.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fuse.codegen.levels import Levels
+from fuse.codegen.roles import Roles, assigned, refuse
+from fuse.codegen.tile import Level, Scan, Shift, State, Store, TileProgram, Update, Value
+from fuse.codegen.updates import Sides
+from fuse.ir.expr import Axis, Expr, const, iota, make, rewrite, size, sum_, topological, where
+from fuse.ir.program import Carry, Emit, Kind, Region
+from fuse.reasons import Refused
+
+
+def walks(region: Region) -> bool:
+    """Whether the region has to be walked in order."""
+    return any(c.kind is Kind.AFFINE for c in region.carries)
+
+
+class Walk(Levels):
+    def __init__(self, region: Region, lane: str):
+        self.lane = lane
+        if region.sweeps > 1 or region.boundaries or len(region.streams) != 1:
+            raise refuse("scans in several sweeps, or along several axes")
+        super().__init__(laned(region, lane))
+        self.scans = {c.body: self.names[c.name] for c in region.carries if c.kind is Kind.AFFINE}
+
+    def parts(self, region: Region) -> Roles:
+        return assigned(region, {a.name for a in region.grid} - {self.lane})
+
+    def program(self, staged: bool) -> TileProgram:
+        if staged:
+            raise refuse("nothing is staged in a walk")
+        plan = self.plan(0)
+        scans = [self.value(body) for body in self.scans]
+        order = [self.defines[i] for i in self.closure([v for u in plan.updates for v in u.values]
+                                                       + [s.value for s in plan.stores] + scans, frozenset())]
+        before = tuple(s for s in order if "col" not in s.out.dims)
+        body = tuple(s for s in order if "col" in s.out.dims)
+        against = [s for s in body if isinstance(s, Scan) and s.reverse != self.region.reverse]
+        needed = set(self.closure([s.out for s in against], frozenset()))
+        rehearsal = tuple(s for s in body if s.out.id in needed)
+        if any(isinstance(s, Scan) and s not in against for s in rehearsal):
+            raise refuse("a scan needs another that runs the other way first")
+        return self.finished((Level(before, body, tuple(plan.updates), tuple(plan.stores)),), rehearsal)
+
+    def updates(self, carry: Carry) -> list[Update]:
+        if carry.kind is not Kind.AFFINE:
+            return super().updates(carry)
+        self.state(carry, self.names[carry.name], tuple(self.output_name(s) for s in carry.stores))
+        return []
+
+    def store(self, emit: Emit) -> Store:
+        store = super().store(emit)
+        return replace(store, dims=lanes_last(store.dims))
+
+    def state(self, carry: Carry, name: str, stores: tuple[str, ...]) -> State:
+        batch = {a.name for a in self.region.grid} - {self.lane}
+        if batch & {a.name for a in carry.over}:
+            raise refuse(f"{carry.name} sums over points that are walked apart")
+        state = replace(super().state(carry, name, stores), dims=lanes_last(self.roles.dims(carry.axes)))
+        self.states[-1] = state
+        return state
+
+    def product(self, body: Expr, over: tuple[str, ...], weight: tuple[str, ...]) -> Sides:
+        """Matrix products along a few columns of a tile do not pay."""
+        return Sides(self.value(body))
+
+    def emit(self, node: Expr) -> Value:
+        match node.op:
+            case "scan":
+                return self.scan(node)
+            case "shift":
+                return self.shift(node)
+        return super().emit(node)
+
+    def scan(self, node: Expr) -> Value:
+        if node not in self.scans:
+            raise refuse("a scan without a carry", node.origin)
+        a, b = node.args
+        one = a.op == "const" and a["value"] == 1
+        return self.define(Scan(self.over(node.axes, node.dtype), None if one else self.memo[a], self.memo[b],
+                                self.scans[node], bool(node["reverse"])))
+
+    def shift(self, node: Expr) -> Value:
+        x, by, axis = node.args[0], node["by"], node["axis"]
+        if abs(by) != 1 or axis not in self.region.streams:
+            raise refuse("a shift by more than one position, or not along the stream", node.origin)
+        entered = x.op == "scan" and (by == 1) != x["reverse"]
+        passed = (by == 1) != self.region.reverse and x.has(axis)
+        if entered or (passed and x.op != "scan"):
+            return self.define(Shift(self.over(node.axes, node.dtype), self.memo[x], by))
+        return self.value(elsewhere(x, axis, by))
+
+
+def lanes_last(dims: tuple[str, ...]) -> tuple[str, ...]:
+    """Columns, then widths, then the lanes: the order in which a walk keeps its values in memory."""
+    return (*(d for d in dims if d != "row"), *(d for d in dims if d == "row"))
+
+
+def elsewhere(x: Expr, axis: Axis, by: int) -> Expr:
+    """x at position - by, zero outside, from what is stored there and from scans one position away."""
+    def rule(node: Expr) -> Expr | None:
+        return node - const(by, "int64") if node is iota(axis) else None
+    held = {e: make("shift", e, axis=axis, by=by) for e in topological([x]) if e.op == "scan"}
+    if x in held or any(e.op == "shift" for e in topological([x], set(held))):
+        raise refuse("a scan one position ahead of itself", x.origin)
+    (moved,) = rewrite([x], rule, dict(held))
+    at = iota(axis)
+    inside = make("le", const(1, "int64"), at) if by == 1 else make("lt", at, size(axis.extent) - 1)
+    return where(inside, moved, 0)
+
+
+# ---- lanes ----------------------------------------------------------------------------------------------------------
+
+def laned(region: Region, lane: str) -> Region:
+    """`region` with the axis `lane`, which scans carry as a width, moved to the grid; as it is if the grid has it.
+
+    Raises Refused where positions of the axis are mixed before they are emitted.
+    """
+    if not lane or any(a.name == lane for a in region.grid):
+        return region
+    axis = next((a for c in region.carries for a in c.axes if a.name == lane), None)
+    if axis is None:
+        raise refuse(f"no scan carries {lane}")
+    carries, emits = list(region.carries), list[Emit]()
+    for emit in region.emits:
+        if emit.value.has(axis):
+            emits.append(emit)
+        else:
+            carries.append(_summed(emit, axis))
+    for body in (*(c.body for c in carries), *(e.value for e in emits)):
+        if any(e.op in ("sum", "max", "argmax", "lse") and axis in e["axes"] for e in topological([body])):
+            raise refuse(f"{lane} is summed within a scan")
+    if any(axis not in (*c.axes, *c.over) for c in carries):
+        raise refuse(f"a carry lacks {lane}")
+    return replace(region, grid=(*region.grid, axis), carries=tuple(carries), emits=tuple(emits))
+
+
+def _summed(emit: Emit, axis: Axis) -> Carry:
+    """The emit of sum_axis(x) as a carry over the axis."""
+    total = emit.value
+    if total.op != "sum" or axis not in total["axes"]:
+        raise refuse(f"the emit {emit.name} is no sum over {axis.name}")
+    rest = [a for a in total["axes"] if a != axis]
+    return Carry(emit.name, Kind.SUM, sum_(total.args[0], *rest) if rest else total.args[0], (axis,), emit.axes)
+
+
+def lanes(region: Region, hints: Mapping[str, int]) -> list[Axis]:
+    """The axes that can be the lane, the longest first."""
+    widths = {a for c in region.carries if c.kind is Kind.AFFINE for a in c.axes}
+    return sorted((a for a in widths if _can_be_laned(region, a)), key=lambda a: (-a.extent.evaluate(hints), a.name))
+
+
+def _can_be_laned(region: Region, axis: Axis) -> bool:
+    try:
+        return bool(laned(region, axis.name).grid)
+    except Refused:
+        return False
