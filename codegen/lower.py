@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from fuse.codegen import Capabilities
 from fuse.codegen.levels import Levels
+from fuse.codegen.roles import refuse
 from fuse.codegen.tile import Dot, Point, TileProgram
 from fuse.codegen.walk import Walk, walks
 from fuse.ir.program import Kind, Region
@@ -20,6 +21,8 @@ def lower(region: Region, staged: bool = False, lane: str = "") -> TileProgram:
     """
     if walks(region):
         return Walk(region, lane).program(staged)
+    if region.reverse or region.boundaries:
+        raise refuse(f"{region.name} is walked backwards without a scan")
     return Levels(region).program(staged)
 
 

@@ -214,7 +214,8 @@ def operands(statement: Statement) -> tuple[Value, ...]:
 
 @dataclass(frozen=True)
 class State:
-    """A carry's storage; that of a scan (AFFINE) is the `state` of its `Scan`. `dims`: its tile dims (free dims are its width); `keeps`: the batch axes it varies along.
+    """A carry's storage; that of a scan (AFFINE) is the `state` of its `Scan`. `dims`: its tile dims (free dims are its
+    width); `keeps`: the batch axes it varies along.
 
     scope "row":  has every batch axis, reduces "col": lives in the target's registers or a row buffer, is complete
                   after its level's column loop.

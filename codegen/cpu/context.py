@@ -6,7 +6,21 @@ from dataclasses import dataclass, field
 
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.spell import CTYPE, EXPENSIVE
-from fuse.codegen.tile import Affine, Dot, Final, Load, Point, Reduce, Scan, Shift, Staged, Statement, TileProgram, Value, operands
+from fuse.codegen.tile import (
+    Affine,
+    Dot,
+    Final,
+    Load,
+    Point,
+    Reduce,
+    Scan,
+    Shift,
+    Staged,
+    Statement,
+    TileProgram,
+    Value,
+    operands,
+)
 from fuse.ir.size import Size
 
 INDEX = {"row": "r", "col": "j"}
@@ -125,7 +139,7 @@ class Context:
                 case Point():
                     found = statement.op in EXPENSIVE or any(self.expensive(a) for a in statement.args)
                 case Load():
-                    strided = self.walking and "col" in value.dims and len(value.dims) > 1
+                    strided = self.walking and len(value.dims) > 1
                     found = bool(value.dims) and (strided or bool(operands(statement)))
                 case _:
                     found = False

@@ -27,7 +27,6 @@ from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
 from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Skip, Staged, Store, TileProgram, Update, Value, operands
 
-
 Dims = tuple[str, ...]
 Product = tuple[Update, Weighted | None]
 

@@ -11,9 +11,7 @@ from fuse.codegen.cpu.context import Array
 from fuse.codegen.cpu.emit import Dims, Emitter
 from fuse.codegen.cpu.folds import Fold
 from fuse.codegen.cpu.frame import Frame
-from fuse.codegen.cpu.lanes import PER_LANE
 from fuse.codegen.cpu.spell import LOWEST
-from fuse.codegen.cpu.values import ctype_of_sum
 from fuse.codegen.tile import Level, Load, Point, Reduce, Scan, Shift, TileProgram, Value, operands
 from fuse.codegen.walk import lanes_last
 
@@ -136,19 +134,15 @@ class WalkEmitter(Emitter):
             col.add(f"copy_to({s.state}, {count}, {array.name}{f' + nc * {count}' if s.reverse else ''});")
         loops = self.nests.outer(col, widths[:-1], parallel=False)
         strip = widths[-1] if widths else ""
-        block = self.nests.chunk(loops, strip, step="LANES") if strip else loops.open("{")
-        at = state.at({**block.bound, strip: "first"})
-        block.add(f"{ctype} h[LANES]; copy_to(&{at}, {'n' if strip else '1'}, h);")
-        each = block.open(BACKWARD if s.reverse else FORWARD, {"col": "j"})
-        body = self.nests.strip(each, strip) if strip else each
-        lane = "k" if strip else "0"
+        each = loops.open(BACKWARD if s.reverse else FORWARD, {"col": "j"})
+        chunk = self.nests.chunk(each, strip) if strip else each
+        body = self.nests.strip(chunk, strip) if strip else each
+        target = self.nests.target(state, body)
         a = "" if s.a is None else f"{self.values.get(s.a, body)} * "
-        body.add(f"h[{lane}] = {a}h[{lane}] + {self.values.get(s.b, body)};")
+        body.add(f"const {ctype} h{s.out.id} = {a}{target} + {self.values.get(s.b, body)};", f"{target} = h{s.out.id};")
         if keep:
-            body.add(f"{self.nests.target(array, body)} = h[{lane}];")
-        self.nests.close(body, block)
-        block.add(f"copy_to(h, {'n' if strip else '1'}, &{at});")
-        self.nests.close(block, col)
+            body.add(f"{self.nests.target(array, body)} = h{s.out.id};")
+        self.nests.close(body, col)
         if keep:
             col.things["array", s.out.id] = array
 
@@ -163,19 +157,14 @@ class WalkEmitter(Emitter):
 
     def across(self, s: Reduce, home: Frame, array: Array, kept: Dims) -> None:
         ctype, strip = self.ctx.ctype(s.out), kept[-1]
-        chunk = self.nests.chunk(self.nests.outer(home, kept[:-1], parallel=False), strip, step="LANES")
-        total, identity = (ctype_of_sum(s.out.dtype), "0") if s.op == "sum" else (ctype, LOWEST[ctype])
-        chunk.add(f"{ctype} h[LANES]; fill(h, {ctype}({identity})); {total} a[LANES]; fill(a, {total}({identity}));")
-        blocks, body = self.folds.reduce_loops(chunk, s.over, strip)
+        chunk = self.nests.chunk(self.nests.outer(home, kept[:-1], parallel=False), strip)
+        chunk.add(f"{ctype} h[CHUNK]; start(h, n, {ctype}({'0' if s.op == 'sum' else LOWEST[ctype]}));")
+        body = self.nests.strip(self.nests.outer(chunk, s.over, parallel=False), strip)
         value = self.values.get(s.x, body)
-        body.add(f"h[k] += {value};" if s.op == "sum" else f"h[k] = max_(h[k], {value});")
-        self.nests.close(body, blocks)
-        if s.op == "sum":
-            blocks.add("flush(a, h);")
-        self.nests.close(blocks, chunk)
-        each = chunk.open(PER_LANE)
-        each.add(f"{array.at({**chunk.bound, strip: '(first + k)'})} = {'a' if s.op == 'sum' else 'h'}[k];")
-        self.nests.close(each, home)
+        body.add(f"h[c] += {value};" if s.op == "sum" else f"h[c] = max_(h[c], {value});")
+        self.nests.close(body, chunk)
+        chunk.add(f"put({array.name}, Walk{{{array.offset({**chunk.bound, strip: 'first'})}, 1, nullptr}}, n, h);")
+        self.nests.close(chunk, home)
 
     # ---- sums -------------------------------------------------------------------------------------------------------
 

@@ -59,7 +59,9 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
     streams: dict[frozenset[Axis], set[Axis]] = {}
     for node in topological(roots):
         large = {a for arg in node.args for a in spanned(arg)}
-        if (large and node.op in ("scan", "shift")) or (spanned(node) and node.op in ("lse", "argmax")):
+        if any(a.op == "sum" for a in program.anchors if a.axes and set(a.axes) <= set(node.axes)) and node.op in ("scan", "shift"):
+            return Miss("TARGET_LACKS", node.origin or candidate.where, f"a {node.op} along a value that sums make")
+        if spanned(node) and node.op in ("lse", "argmax"):
             return Miss("TARGET_LACKS", node.origin or candidate.where, f"a {node.op} as large as the large value")
         if spanned(node) and _knife_edge(node, spanned):
             return Miss("NOT_A_REDUCTION", node.origin or candidate.where,

@@ -156,7 +156,6 @@ S = logits("float32")
 LSE = Carry("L", Kind.LSE, S, (v,), (b, t))
 FINAL = carry_part(LSE, "final", ".m")
 COLUMN = Carry("C", Kind.LSE, S, (b, t), (v,))
-SCAN = make("scan", value("a", "float32", t, d), value("x", "float32", t, d), axis=t, reverse=False)
 PREFIX = Carry("P", Kind.SUM, value("x", "float32", b, j), (j,), (b,))
 
 def stored(dtype: str) -> Expr:
@@ -168,7 +167,6 @@ def rows(kind: Kind, body: Expr, **more) -> Region:
 
 
 REFUSED = {
-    "scan": (Region("r", (t,), (d,), (Carry("h", Kind.AFFINE, SCAN, (t,), (d,)),)), "TARGET_LACKS"),
     "reverse": (Region("r", (v,), (b, t), (LSE,), reverse=True), "TARGET_LACKS"),
     "prefix": (Region("r", (j,), (b,), (PREFIX,), (
         Emit("e", make("carry", name="P", part="prefix", dtype="float32", axes=(j, b)), (b, j)),)), "TARGET_LACKS"),

@@ -118,7 +118,7 @@ FAMILIES = {
     "linear_causal": (linear_causal, qkv), "retention": (retention, qkv), "same_source": (same_source, lambda: qkv()[:1]),
     "rolled_windows": (rolled_windows, qkv), "chunked": (chunked, qkv),
 }
-REFUSED = {"linear_causal": "TARGET_LACKS", "over_queries": "NOT_A_REDUCTION"}
+REFUSED = {"over_queries": "NOT_A_REDUCTION"}
 SYMBOLIC = ("padded", "entropy", "over_queries", "same_source", "differential")
 
 

@@ -1,0 +1,145 @@
+#include "fuse_cpu.h"
+
+// arguments, in order
+#define UNPACK \
+  const int64_t n0 = arg[0], n1 = arg[1], n2 = arg[2], n3 = arg[3], R = arg[4], C = arg[5], spread = arg[6], l0_b = arg[7]; \
+  const int64_t l0_i2 = arg[8], l0_i3 = arg[9], l1_b = arg[10], l1_i0 = arg[11], l1_i1 = arg[12], l1_i3 = arg[13], l2_b = arg[14], l2_i0 = arg[15]; \
+  const int64_t l2_i1 = arg[16], l2_i2 = arg[17], l3_b = arg[18], l3_i0 = arg[19], l3_i1 = arg[20], l3_i2 = arg[21], l4_b = arg[22], l4_i0 = arg[23]; \
+  const int64_t l4_i1 = arg[24], l4_i3 = arg[25], y0_i0 = arg[26], y0_i2 = arg[27], y0_i3 = arg[28], y1_i0 = arg[29], y1_i1 = arg[30], y1_i2 = arg[31]; \
+  const int64_t rows = 1; \
+  const int64_t cols = n1; \
+  (void)0
+
+struct Shared {
+  int64_t bytes;
+  Shared(char* base, const int64_t* arg) {
+    UNPACK;
+    Arena arena{base};
+    bytes = arena.used;
+  }
+};
+
+struct Task {
+  float* c0;
+  float* t10;
+  float* t12;
+  int64_t bytes;
+  Task(char* base, const int64_t* arg) {
+    UNPACK;
+    Arena arena{base};
+    c0 = arena.take<float>(n3);
+    t10 = arena.take<float>((C + 1) * n3);
+    t12 = arena.take<float>(C);
+    bytes = arena.used;
+  }
+};
+
+extern "C" int64_t fuse_workspace(const int64_t* arg, int outer) {
+  return Shared(nullptr, arg).bytes + outer * Task(nullptr, arg).bytes;
+}
+
+extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& blas, char* work, int outer,
+                            int inner) {
+  UNPACK;
+  const float* const x0 = (const float*)buf[0];
+  const float* const x1 = (const float*)buf[1];
+  const float* const x2 = (const float*)buf[2];
+  const float* const x3 = (const float*)buf[3];
+  const float* const x4 = (const float*)buf[4];
+  float* const y0 = (float*)buf[5];
+  float* const y1 = (float*)buf[6];
+  const Shared shared(work, arg);
+  large_pages(work, fuse_workspace(arg, outer));
+  const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
+  const int64_t tasks = n0 * n2 * groups;
+  share_out(tasks, outer, [&](int64_t task, int64_t thread) {
+    const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
+    float* const c0 = mine.c0;
+    float* const t10 = mine.t10;
+    float* const t12 = mine.t12;
+    const int64_t i0 = digit((task / groups), n2, n0);
+    const int64_t i2 = digit((task / groups), 1, n2);
+    const float* l2 = x2 + l2_b + i0 * l2_i0 + i2 * l2_i2;
+    const float* l0 = x0 + l0_b + i2 * l0_i2;
+    const Walk w0_i3 = {0, l0_i3, nullptr};
+    const float* l3 = x3 + l3_b + i0 * l3_i0 + i2 * l3_i2;
+    const float* l4 = x4 + l4_b + i0 * l4_i0;
+    const Walk w4_i3 = {0, l4_i3, nullptr};
+    const float* l1 = x1 + l1_b + i0 * l1_i0;
+    const Walk w1_i3 = {0, l1_i3, nullptr};
+    const Walk wy0_i3 = {0, y0_i3, nullptr};
+    for (int64_t tile = task % groups * each; tile < (task % groups + 1) * each && tile < tiles; ++tile) {
+      const int64_t row0 = tile * R;
+      const int nr = int(rows - row0 < R ? rows - row0 : R);
+      {
+        start(c0, n3, float(0));
+        for (int64_t col0 = 0; col0 < cols; col0 += C) {
+          const int nc = int(cols - col0 < C ? cols - col0 : C);
+          const Walk w2_col = {col0 * l2_i1, l2_i1, nullptr};
+          const Walk w3_col = {col0 * l3_i1, l3_i1, nullptr};
+          const Walk w4_col = {col0 * l4_i1, l4_i1, nullptr};
+          for (int j = 0; j < nc; ++j) {
+            const float v2 = l2[w2_col(j)];
+            const float v6 = l3[w3_col(j)];
+            for (int first = 0; first < n3; first += CHUNK) {
+              const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
+              float* o_c0 = c0 + first;
+              float l0_copy[CHUNK];
+              const float* l0_line = line(l0, from(w0_i3, first), n, l0_copy);
+              float l4_copy[CHUNK];
+              const float* l4_line = line(l4 + w4_col(j), from(w4_i3, first), n, l4_copy);
+              float* o_t10 = t10 + n3 + j * n3 + first;
+              strips(n, [&](int c, int k) EACH {
+                const float v0 = l0_line[c];
+                const float v3 = (v2 * v0);
+                const float v4 = (-v3);
+                const float v5 = exp_(v4);
+                const float v7 = l4_line[c];
+                const float v8 = (v6 * v7);
+                const float v9 = (v2 * v8);
+                const float h10 = v5 * o_c0[c] + v9;
+                o_c0[c] = h10;
+                o_t10[c] = h10;
+              });
+            }
+          }
+          const Walk w1_col = {col0 * l1_i1, l1_i1, nullptr};
+          {
+#pragma omp parallel for num_threads(inner) if (inner > 1)
+            for (int j = 0; j < nc; ++j) {
+              double total12 = 0;
+              for (int first = 0; first < n3; first += CHUNK) {
+                const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
+                float h[LANES]; fill(h, float(0));
+                float l1_copy[CHUNK];
+                const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
+                const float* q_t10 = t10 + n3 + j * n3 + first;
+                strips(n, [&](int c, int k) EACH {
+                  const float v1 = l1_line[c];
+                  const float v10 = q_t10[c];
+                  const float v11 = (v1 * v10);
+                  h[k] += v11;
+                });
+                total12 += sum_of<double>(h);
+              }
+              t12[j] = total12;
+            }
+          }
+          const Walk wy1_col = {col0 * y1_i1, y1_i1, nullptr};
+#pragma omp parallel for num_threads(inner) if (inner > 1)
+          for (int first = 0; first < nc; first += CHUNK) {
+            const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
+            const float* q_t12 = t12 + first;
+            float y1_line[CHUNK];
+            strips(n, [&](int c, int k) EACH {
+              const float v12 = q_t12[c];
+              y1_line[c] = v12;
+            });
+            put(y1 + i0 * y1_i0 + i2 * y1_i2, from(wy1_col, first), n, y1_line);
+          }
+        }
+        put(y0 + i0 * y0_i0 + i2 * y0_i2, wy0_i3, n3, c0 + 0);
+      }
+    }
+  });
+}
