@@ -65,9 +65,10 @@ def roles(region: Region) -> Roles:
     return assigned(region, shared)
 
 
-def assigned(region: Region, shared: Collection[str]) -> Roles:
-    """The roles when `shared` names the grid axes that are batch axes."""
+def assigned(region: Region, shared: Collection[str], last: str = "") -> Roles:
+    """The roles when `shared` names the grid axes that are batch axes; `last`: the axis with the highest number."""
     axes = number_axes(region)
+    axes = {**{n: a for n, a in axes.items() if n != last}, **{n: a for n, a in axes.items() if n == last}}
     name = {old: f"i{k}" for k, old in enumerate(axes)}
     batch = tuple(a.name for a in region.grid if a.name in shared)
     row = tuple(a.name for a in region.grid if a.name not in shared)

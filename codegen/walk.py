@@ -35,7 +35,7 @@ class Walk(Levels):
         self.scans = {c.body: self.names[c.name] for c in region.carries if c.kind is Kind.AFFINE}
 
     def parts(self, region: Region) -> Roles:
-        return assigned(region, {a.name for a in region.grid} - {self.lane})
+        return assigned(region, {a.name for a in region.grid} - {self.lane}, innermost(region))
 
     def program(self, staged: bool) -> TileProgram:
         if staged:
@@ -118,6 +118,15 @@ def elsewhere(x: Expr, axis: Axis, by: int) -> Expr:
     at = iota(axis)
     inside = make("le", const(1, "int64"), at) if by == 1 else make("lt", at, size(axis.extent) - 1)
     return where(inside, moved, 0)
+
+
+def innermost(region: Region) -> str:
+    """The width of the largest scans that is summed over least often: sums over the others run side by side."""
+    most = max((len(c.axes) for c in region.carries if c.kind is Kind.AFFINE), default=0)
+    widths = dict.fromkeys(a for c in region.carries if c.kind is Kind.AFFINE and len(c.axes) == most
+                           for a in c.axes if a not in region.grid)
+    sums = [n for n in topological(region.bodies) if n.op == "sum" and set(widths) <= set(n.args[0].axes)]
+    return min(widths, key=lambda a: sum(a in n["axes"] for n in sums)).name if widths else ""
 
 
 # ---- lanes ----------------------------------------------------------------------------------------------------------

@@ -247,6 +247,39 @@ def retention(q, k, v):
     return (s / s.detach().abs().sum(-1, keepdim=True).clamp(min=1)) @ v
 
 
+@form(square=True)
+def causal_linear(q, k, v):
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    z = 1 / (torch.einsum("nhld,nhld->nhl", q, k.cumsum(2)) + 1e-6)
+    kv = torch.einsum("nhld,nhlm->nhldm", k, v).cumsum(dim=2)
+    return torch.einsum("nhld,nhldm->nhlm", q, kv) * z[..., None]
+
+
+@form(heads_last, square=True)
+def causal_linear_by_products(q, k, v):
+    """Heads last, no einsum, features that are zero for half of the keys, one sum for numerator and denominator."""
+    q, k = F.relu(q) + 1e-3, F.relu(k) + 1e-3
+    v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    kv = torch.cumsum(k.unsqueeze(-1) @ v.unsqueeze(-2), 1)
+    out = (q.unsqueeze(-2) @ kv).squeeze(-2)
+    return out[..., :-1] / out[..., -1:]
+
+
+@form(square=True)
+def causal_flow(q, k, v):
+    """Flow-Attention (arXiv 2202.06258) with every sum a prefix sum."""
+    q, k = q.sigmoid(), k.sigmoid()
+    n = torch.arange(1, q.shape[2] + 1, dtype=q.dtype)
+    incoming = n / torch.einsum("nhld,nhld->nhl", q + 1e-6, k.cumsum(dim=2) + 1e-6)
+    outgoing = n / ((k + 1e-6) * (q.cumsum(dim=2) + 1e-6)).sum(-1)
+    sink = torch.einsum("nhld,nhld->nhl", q + 1e-6, (k * outgoing[..., None]).cumsum(dim=2) + 1e-6) / n
+    source = torch.einsum("nhld,nhld->nhl", k + 1e-6, (q * incoming[..., None]).cumsum(dim=2) + 1e-6) / n
+    e = torch.exp(source.clamp(-1.0, 1.0))
+    competition = e / e.cumsum(dim=-1) * n
+    kv = torch.einsum("nhld,nhlm->nhldm", k, v * competition[..., None]).cumsum(dim=2)
+    return torch.einsum("nhld,nhldm->nhlm", q * (incoming / n)[..., None], kv) * sink.sigmoid()[..., None]
+
+
 @form()
 def with_entropy(q, k, v):
     p = torch.softmax(scores(q, k), dim=-1)
@@ -266,6 +299,21 @@ def scores_used_twice(q, k, v):
 
 
 # ---- near misses: fused with their own meaning, or not at all ---------------------------------------------------------
+
+@form(square=True)
+def normalised_over_the_sequence(q, k, v):
+    """Nearly causal_linear: the features of the keys look ahead, so that only the outer products are summed in one walk."""
+    q, k = F.elu(q) + 1, torch.softmax(k, dim=2)
+    kv = torch.einsum("nhld,nhlm->nhldm", k, v).cumsum(dim=2)
+    return torch.einsum("nhld,nhldm->nhlm", q, kv)
+
+
+@form(square=True)
+def summed_over_heads(q, k, v):
+    """Nearly causal_linear: the prefix sum runs over the heads."""
+    kv = torch.einsum("nhld,nhlm->nhldm", F.elu(k) + 1, v).cumsum(dim=1)
+    return torch.einsum("nhld,nhldm->nhlm", F.elu(q) + 1, kv)
+
 
 @form(regions=0, misses=("NOT_A_REDUCTION",), square=True)
 def softmax_over_queries(q, k, v):

@@ -52,7 +52,8 @@ def judge(function, args, *, autocast=False, **options):
 
 
 QUICK = ("grouped_queries", "padded", "learned_bias", "windows_with_a_table", "softcapped", "two_sets_of_keys", "criss_cross",
-         "differential", "with_entropy", "fill_of_minus_three", "mask_on_the_other_side", "masked_after_softmax",
+         "differential", "with_entropy", "causal_linear_by_products", "causal_flow",
+         "normalised_over_the_sequence", "fill_of_minus_three", "mask_on_the_other_side", "masked_after_softmax",
          "keys_permuted")
 RIGHT = [n for n, f in FORMS.items() if "RANDOM" not in f.misses]
 

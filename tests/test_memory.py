@@ -65,3 +65,31 @@ def test_peak_memory_in_a_fresh_process():
                          env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"})
     recompute, slab = map(float, out.stdout.split()[-2:])
     assert 0 < recompute < 0.25 and 0 < slab < 0.45
+
+
+CAUSAL = """
+    import sys, torch
+    from pathlib import Path
+    from tests.forms_attention import FORMS
+    def status(field):
+        return next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
+    torch.set_num_threads(1)
+    f = torch.compile(FORMS["causal_flow"].function, backend="fuse", options={"strict": True})
+    for L in 1024, 2048:
+        x = [torch.randn(1, 8, L, 64, requires_grad=True) for _ in range(3)]
+        for _ in range(2):
+            for t in x: t.grad = None
+            before = status("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")
+            f(*x).sum().backward()
+        print((status("VmHWM") - before) / 1e6)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_causal_sums_of_outer_products_grow_with_the_length_alone():
+    """Megabytes at 1024 and 2048 positions; as written, the states of the second are 268 MB, and its three gradients 13."""
+    out = subprocess.run([sys.executable, "-c", textwrap.dedent(CAUSAL)], capture_output=True, text=True, check=True,
+                         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"})
+    short, long = map(float, out.stdout.split()[-2:])
+    assert 0 < long < 40 + 13 and long < 2.5 * short

@@ -35,6 +35,7 @@ SPREAD = {"row": 128, "col": 512}
 BOUNDED = {"row": 128, "col": 256}        # tiles may be skipped: fewer of a long one's columns are needed
 PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a loop nest, not memory
 LANES = 64
+HELD = 1 << 14                  # elements of a scan's state at one point of the stream
 WALK = {"least": 4, "most": 128, "elements": 1 << 15}     # columns; elements of one scan's values
 
 
@@ -54,12 +55,8 @@ def schedules(region: Region, hints: Mapping[str, int], options: Any) -> Sequenc
 
 
 def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, int]) -> Schedule:
-    """A walk: the longest axis is the lane if the scans have it; tiles of the stream that the cache holds."""
-    known = {s: hints.get(s, UNKNOWN) for a in number_axes(region).values() for s in a.extent.symbols}
-    found = lanes(region, known)
-    widths = [a for c in region.carries if c.kind is Kind.AFFINE for a in c.axes if a not in region.grid]
-    longest = max((likely(a.extent, hints) for a in widths), default=1)
-    lane = found[0] if found and likely(found[0].extent, hints) >= longest else None
+    """A walk: tiles of the stream that the cache holds, side by side along an axis if there is a good one."""
+    lane = lane_of(region, hints)
     program = lower(region, False, lane.name if lane else "")
     rows = min(LANES, likely(lane.extent, hints)) if lane else 1
     held = [product(program.extent(d) for d in s.out.dims if d not in ("row", "col")) for s in program.scans]
@@ -67,6 +64,20 @@ def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, int]) 
     tile = {"row": LANES, "col": max(WALK["least"], min(WALK["most"], WALK["elements"] // each))}
     tile.update({d: n for d, n in forced.items() if d in tile})
     return Schedule("recompute", tuple(tile.items()), "grid", (("lane", lane.name),) if lane else ())
+
+
+def lane_of(region: Region, hints: Mapping[str, int]) -> Axis | None:
+    """A grid axis longer than the scans' widths; one of these where there is too little to do at a time or too much to hold."""
+    found = lanes(region, {s: hints.get(s, UNKNOWN) for a in number_axes(region).values() for s in a.extent.symbols})
+    if not found:
+        return None
+    states = [[a for a in c.axes if a not in region.grid] for c in region.carries if c.kind is Kind.AFFINE]
+    longest = max((likely(a.extent, hints) for widths in states for a in widths), default=1)
+    held = max(likely(product(a.extent for a in widths), hints) for widths in states)
+    points = likely(product(a.extent for a in region.grid), hints)
+    if found[0] in region.grid:
+        return found[0] if likely(found[0].extent, hints) > longest else None
+    return found[0] if points < torch.get_num_threads() or held > HELD else None
 
 
 def exchanged(region: Region) -> Region:

@@ -59,6 +59,9 @@ class Values:
         """An expensive value inside a loop over dims it does not have would be computed over and over."""
         if not v.dims or not self.ctx.expensive(v) or set(v.dims) == set(frame.bound):
             return False
+        strip = frame.thing("strip")
+        if self.ctx.walking and not (isinstance(strip, Strip) and strip.dim in v.dims):
+            return True        # vectors of it instead of one at a time
         outer = next(f for f in frame.chain if set(v.dims) <= set(f.bound))
         return set(outer.bound) != set(v.dims)
 

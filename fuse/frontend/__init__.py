@@ -8,6 +8,7 @@ from fuse.frontend.candidates import Candidate, find_candidates
 from fuse.frontend.cascades import find_cascades
 from fuse.frontend.importer import Imported, import_candidate
 from fuse.frontend.supported import streamable, worthwhile
+from fuse.frontend.upstream import one_walk, with_sources
 from fuse.log import miss_of
 from fuse.options import Options
 from fuse.reasons import Miss
@@ -47,6 +48,10 @@ def _imported(candidate: Candidate, options: Options, alone: bool) -> Imported |
     miss = worthwhile(candidate) if options.virtual_floor else None
     if miss is not None:
         return miss
+    chain = with_sources(candidate)
+    chained = _streamable(chain) if chain is not None else None
+    if isinstance(chained, Imported) and one_walk(chained.program):
+        return chained
     whole = with_tail(candidate) if alone else None    # a tail may join two regions: it is neither's
     found = _streamable(whole) if whole is not None else None
     return found or _streamable(candidate)

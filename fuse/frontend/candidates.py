@@ -33,7 +33,8 @@ NARROWEST, WIDEST = 0.25, 2.1     # how far a value's size may be from its ancho
 
 @dataclass(frozen=True)
 class Candidate:
-    """Virtual nodes in graph order, the nodes whose values leave, and everything that depends on a virtual value."""
+    """Virtual nodes in graph order, the nodes whose values leave, and everything that depends on a virtual value. `chained`:
+    with what a scan is made of (`upstream`)."""
 
     anchors: tuple[fx.Node, ...]
     virtual: tuple[fx.Node, ...]
@@ -42,6 +43,7 @@ class Candidate:
     shadow: Shadow
     hints: dict[str, int]
     where: str | None
+    chained: bool = False
 
     @property
     def numel(self) -> int:

@@ -98,7 +98,7 @@ class Cascades:
             return ""
         if not isinstance(example(node), torch.Tensor) or self.shadow.context[node].functorch:
             return ""
-        ops = list(_ops(self.shadow.value(node), node))
+        ops = list(ops_of(self.shadow.value(node), node))
         kinds = {kind_of(v) for v in ops}
         if not ops or any(v.op is None or v.op in ARRANGED for v in ops) or not kinds <= {*PLAIN, "contraction"}:
             return ""
@@ -201,7 +201,7 @@ def leaving(region: set[fx.Node]) -> list[fx.Node]:
     return [n for n in region if any(u not in region and (u.op == "output" or not asks_for_shape(u)) for u in n.users)]
 
 
-def _ops(value: object, node: fx.Node) -> Iterator[Value]:
+def ops_of(value: object, node: fx.Node) -> Iterator[Value]:
     """The ops that one node stands for."""
     for v in flat(value):
         todo, seen = [v], {v}

@@ -301,7 +301,7 @@ class _Importer:
         candidate, pull = self.candidate, self.pull
         outputs = tuple(self._exit(k, node) for k, node in enumerate(candidate.exits))
         outputs, anchors = unify(*split_pieces(outputs, pull.wide_anchors(), pull.joints))
-        if not candidate.anchors:
+        if not candidate.anchors or candidate.chained:
             outputs = share_axes(outputs)
         nodes = tuple(node for node, _ in pull.inputs)
         buffers = tuple(pull.inputs.values())

@@ -55,11 +55,12 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
 
     def spanned(x: Expr) -> list[frozenset[Axis]]:
         return [a for a in anchors if a <= set(x.axes)]
+    summed = [frozenset(a.axes) for a in program.anchors if a.op == "sum"]
     roots = [t.value for o in program.outputs for t in o.terms]
     streams: dict[frozenset[Axis], set[Axis]] = {}
     for node in topological(roots):
         large = {a for arg in node.args for a in spanned(arg)}
-        if any(a.op == "sum" for a in program.anchors if a.axes and set(a.axes) <= set(node.axes)) and node.op in ("scan", "shift"):
+        if node.op in ("scan", "shift") and any(a <= set(node.axes) for a in summed):
             return Miss("TARGET_LACKS", node.origin or candidate.where, f"a {node.op} along a value that sums make")
         if spanned(node) and node.op in ("lse", "argmax"):
             return Miss("TARGET_LACKS", node.origin or candidate.where, f"a {node.op} as large as the large value")

@@ -3,7 +3,8 @@
     attention                  a SUM relative to an LSE that brings in an axis of its own: sum_j softmax(s)_ij v_je
     softmax-over-vocabulary    an LSE without that: cross-entropy and its many relatives
     flow-attention             a cascade of normalised sums that ends in such a contraction
-    linear-attention           a SUM of (a dot) * (an operand with an axis of its own), without any LSE
+    linear-attention           a SUM of (a dot) * (an operand with an axis of its own), without any LSE; or the running sum of
+                               outer products that its causal form is
     scan                       an AFFINE carry h = a h + b whose a is not 1
     cascade                    several sweeps of one stream
     contraction                any other reduction of a value that is not stored
@@ -29,6 +30,9 @@ def kind_of(region: Region) -> str:
         [e.value for e in region.emits]
     if any(c.kind is Kind.AFFINE and not _running_sum(c) for c in region.carries):
         return "scan"
+    running = [c for c in region.carries if c.kind is Kind.AFFINE]
+    if any(len(set(c.axes) - set(region.grid)) > 1 for c in running):       # a running sum of outer products
+        return "flow-attention" if len(running) > 3 else "linear-attention"
     mixes = any(_dot_of_dots(v) for v in values)
     if region.sweeps > 2 and mixes:
         return "flow-attention"
