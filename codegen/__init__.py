@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from fuse.codegen.pairs import ComplexKernel, complex_names
 from fuse.ir.program import Region
 from fuse.reasons import Miss, Refused
 
@@ -98,7 +99,9 @@ def compile_region(region: Region, target: Target, hints: Mapping[str, int], opt
         return miss
     for schedule in target.schedules(region, hints, options):
         try:
-            return target.build(region, schedule, target.source(region, schedule))
+            kernel = target.build(region, schedule, target.source(region, schedule))
+            reads, stores = complex_names(region)
+            return ComplexKernel(kernel, reads, stores) if reads or stores else kernel
         except Refused as refusal:
             miss = refusal.miss
             if miss.code == "NO_COMPILER":

@@ -3,7 +3,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Scan, Shift, Slot, Statement, Store, TileProgram, Update, Value
+from fuse.codegen.tile import (
+    Dot,
+    Imaginary,
+    ImaginaryPart,
+    Level,
+    Load,
+    Point,
+    Reduce,
+    Scan,
+    Shift,
+    Slot,
+    Statement,
+    Store,
+    TileProgram,
+    Update,
+    Value,
+)
 
 
 def renumber(program: TileProgram) -> TileProgram:
@@ -44,12 +60,17 @@ class _Numbers:
             case Reduce() | Shift():
                 s = replace(s, x=self.value(s.x))
             case Scan():
-                s = replace(s, a=self.maybe(s.a), b=self.value(s.b))
+                s = replace(s, a=self.maybe(s.a), b=self.value(s.b), imaginary=self.imaginary(s.imaginary))
+            case Imaginary():
+                s = replace(s, scan=self.value(s.scan))
             case Load():
                 slot = self.inputs.setdefault(s.buffer, Slot(f"x{len(self.inputs)}", s.buffer, s.out.dtype))
                 index = tuple(self.value(i) if isinstance(i, Value) else i for i in s.index)
                 s = replace(s, buffer=slot.name, index=index, number=self.loads.setdefault(s.number, len(self.loads)))
         return replace(s, out=self.value(s.out))
+
+    def imaginary(self, part: ImaginaryPart | None) -> ImaginaryPart | None:
+        return part and replace(part, out=self.value(part.out), a=self.maybe(part.a), b=self.value(part.b))
 
     def update(self, u: Update) -> Update:
         return replace(u, value=self.maybe(u.value), wide=self.maybe(u.wide), operand=self.maybe(u.operand),

@@ -172,7 +172,8 @@ class Staged:
 class Scan:
     """out[t] = a[t] * out[t'] + b[t] for the columns t in order, t' = t - 1 (t + 1 if `reverse`); `a` None counts as 1.
 
-    `state` holds out[t'] when a tile is entered, 0 at first.
+    `state` holds out[t'] when a tile is entered, 0 at first. With an imaginary part the recurrence is that of
+    out + i imaginary.out, coefficients a + i imaginary.a, summands b + i imaginary.b.
     """
 
     out: Value
@@ -180,6 +181,23 @@ class Scan:
     b: Value
     state: str
     reverse: bool
+    imaginary: ImaginaryPart | None = None
+
+
+@dataclass(frozen=True)
+class ImaginaryPart:
+    out: Value
+    a: Value | None
+    b: Value
+    state: str
+
+
+@dataclass(frozen=True)
+class Imaginary:
+    """`out` is the imaginary part that the `Scan` of `scan` computes beside it."""
+
+    out: Value
+    scan: Value
 
 
 @dataclass(frozen=True)
@@ -192,7 +210,7 @@ class Shift:
     by: int
 
 
-Statement = Const | Param | Position | Load | Point | Dot | Reduce | Final | Staged | Scan | Shift
+Statement = Const | Param | Position | Load | Point | Dot | Reduce | Final | Staged | Scan | Imaginary | Shift
 
 
 def operands(statement: Statement) -> tuple[Value, ...]:
@@ -206,7 +224,10 @@ def operands(statement: Statement) -> tuple[Value, ...]:
         case Reduce() | Shift():
             return (statement.x,)
         case Scan():
-            return (statement.b,) if statement.a is None else (statement.a, statement.b)
+            more = statement.imaginary
+            return tuple(v for v in (statement.a, statement.b, *((more.a, more.b) if more else ())) if v is not None)
+        case Imaginary():
+            return (statement.scan,)
     return ()
 
 

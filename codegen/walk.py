@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fuse.codegen.levels import Levels
+from fuse.codegen.pairs import Paired
 from fuse.codegen.roles import Roles, assigned, refuse
-from fuse.codegen.tile import Level, Scan, Shift, State, Store, TileProgram, Update, Value
+from fuse.codegen.tile import Imaginary, ImaginaryPart, Level, Scan, Shift, State, Store, TileProgram, Update, Value
 from fuse.codegen.updates import Sides
-from fuse.ir.expr import Axis, Expr, const, iota, make, rewrite, size, sum_, topological, where
+from fuse.ir.expr import Axis, Expr, const, iota, make, rebuild, rewrite, size, sum_, topological, where
 from fuse.ir.program import Carry, Emit, Kind, Region
 from fuse.reasons import Refused
 
@@ -31,8 +32,10 @@ class Walk(Levels):
         self.lane = lane
         if region.sweeps > 1 or region.boundaries or len(region.streams) != 1:
             raise refuse("scans in several sweeps, or along several axes")
-        super().__init__(laned(region, lane))
-        self.scans = {c.body: self.names[c.name] for c in region.carries if c.kind is Kind.AFFINE}
+        paired = Paired(laned(region, lane))
+        super().__init__(paired.region)
+        self.rotations = paired.scans
+        self.scans = {c.body: self.names[c.name] for c in self.region.carries if c.kind is Kind.AFFINE}
 
     def parts(self, region: Region) -> Roles:
         return assigned(region, {a.name for a in region.grid} - {self.lane}, innermost(region))
@@ -79,6 +82,8 @@ class Walk(Levels):
         match node.op:
             case "scan":
                 return self.scan(node)
+            case "carry" if node["part"] == "scan":
+                return self.rotation(node)
             case "shift":
                 return self.shift(node)
         return super().emit(node)
@@ -91,33 +96,51 @@ class Walk(Levels):
         return self.define(Scan(self.over(node.axes, node.dtype), None if one else self.memo[a], self.memo[b],
                                 self.scans[node], bool(node["reverse"])))
 
+    def rotation(self, leaf: Expr) -> Value:
+        """Both parts of a complex scan are computed together; the value of the part that `leaf` is."""
+        name, _, part = leaf["name"].rpartition(".")
+        it = self.rotations[name]
+        re, im = (rebuild(leaf, (), name=f"{name}.{p}") for p in ("re", "im"))
+        out = {p: self.over(leaf.axes, leaf.dtype) for p in ("re", "im")}
+        a_re, a_im = (None, None) if it.a is None else map(self.value, it.a)
+        self.define(Scan(out["re"], a_re, self.value(it.b.re), self.scans[re], it.reverse,
+                         ImaginaryPart(out["im"], a_im, self.value(it.b.im), self.scans[im])))
+        self.define(Imaginary(out["im"], out["re"]))
+        self.memo[re], self.memo[im] = out["re"], out["im"]
+        return out[part]
+
+    def reverses(self, x: Expr) -> bool | None:
+        """Which way a scan goes; None for anything else."""
+        if x.op == "scan":
+            return bool(x["reverse"])
+        return self.rotations[x["name"].rpartition(".")[0]].reverse if x.op == "carry" and x["part"] == "scan" else None
+
     def shift(self, node: Expr) -> Value:
         x, by, axis = node.args[0], node["by"], node["axis"]
         if abs(by) != 1 or axis not in self.region.streams:
             raise refuse("a shift by more than one position, or not along the stream", node.origin)
-        entered = x.op == "scan" and (by == 1) != x["reverse"]
-        passed = (by == 1) != self.region.reverse and x.has(axis)
-        if entered or (passed and x.op != "scan"):
+        reverse = self.reverses(x)
+        at_hand = (by == 1) != (self.region.reverse if reverse is None else reverse)
+        if at_hand and x.has(axis):
             return self.define(Shift(self.over(node.axes, node.dtype), self.memo[x], by))
-        return self.value(elsewhere(x, axis, by))
+        return self.value(self.elsewhere(x, axis, by))
+
+    def elsewhere(self, x: Expr, axis: Axis, by: int) -> Expr:
+        """x at position - by, zero outside, from what is stored there and from scans one position away."""
+        def rule(node: Expr) -> Expr | None:
+            return node - const(by, "int64") if node is iota(axis) else None
+        held = {e: make("shift", e, axis=axis, by=by) for e in topological([x]) if self.reverses(e) is not None}
+        if x in held or any(e.op == "shift" for e in topological([x], set(held))):
+            raise refuse("a scan one position ahead of itself", x.origin)
+        (moved,) = rewrite([x], rule, dict(held))
+        at = iota(axis)
+        inside = make("le", const(1, "int64"), at) if by == 1 else make("lt", at, size(axis.extent) - 1)
+        return where(inside, moved, 0)
 
 
 def lanes_last(dims: tuple[str, ...]) -> tuple[str, ...]:
     """Columns, then widths, then the lanes: the order in which a walk keeps its values in memory."""
     return (*(d for d in dims if d != "row"), *(d for d in dims if d == "row"))
-
-
-def elsewhere(x: Expr, axis: Axis, by: int) -> Expr:
-    """x at position - by, zero outside, from what is stored there and from scans one position away."""
-    def rule(node: Expr) -> Expr | None:
-        return node - const(by, "int64") if node is iota(axis) else None
-    held = {e: make("shift", e, axis=axis, by=by) for e in topological([x]) if e.op == "scan"}
-    if x in held or any(e.op == "shift" for e in topological([x], set(held))):
-        raise refuse("a scan one position ahead of itself", x.origin)
-    (moved,) = rewrite([x], rule, dict(held))
-    at = iota(axis)
-    inside = make("le", const(1, "int64"), at) if by == 1 else make("lt", at, size(axis.extent) - 1)
-    return where(inside, moved, 0)
 
 
 def innermost(region: Region) -> str:

@@ -10,6 +10,7 @@ from fuse.codegen.tile import (
     Affine,
     Dot,
     Final,
+    Imaginary,
     Load,
     Point,
     Reduce,
@@ -181,7 +182,7 @@ class Context:
 
     def is_stored(self, value: Value) -> bool:
         """Dots, inner reductions and what depends on other columns always have an array."""
-        return isinstance(self.program.defines[value.id], (Dot, Reduce, Staged, Scan, Shift))
+        return isinstance(self.program.defines[value.id], (Dot, Reduce, Staged, Scan, Imaginary, Shift))
 
     def joint(self, load: Load) -> list[Value]:
         """Computed indices that vary along more than the rows or the columns: added element by element."""

@@ -119,10 +119,12 @@ class Values:
         """A pointer to the strip's first element, declared beside the strip."""
         strip, beside = frame.thing("strip"), frame.parent
         assert isinstance(strip, Strip) and beside is not None
-        key = ("pointer", array.name, mutable)
+        key = ("pointer", array.name, array.start, mutable)
         if key not in beside.things:
             index = {d: beside.bound[d] for d in array.layout if d != strip.dim} | {strip.dim: strip.base}
             name = f"{'o' if mutable else 'q'}_{array.name}"
+            here = [k for k in beside.things if isinstance(k, tuple) and (*k[:2], k[-1]) == (*key[:2], mutable)]
+            name += "s" * len(here)        # the same memory, shifted
             beside.add(f"{'' if mutable else 'const '}{array.ctype}* {name} = {array.name} + {array.offset(index)};")
             beside.things[key] = name
         return str(beside.things[key])

@@ -12,7 +12,7 @@ from fuse.codegen.cpu.emit import Dims, Emitter
 from fuse.codegen.cpu.folds import Fold
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.spell import LOWEST
-from fuse.codegen.tile import Level, Load, Point, Reduce, Scan, Shift, TileProgram, Value, operands
+from fuse.codegen.tile import Imaginary, Level, Load, Point, Reduce, Scan, Shift, TileProgram, Value, operands
 from fuse.codegen.walk import lanes_last
 
 FORWARD = "for (int j = 0; j < nc; ++j) {"
@@ -23,6 +23,7 @@ class WalkEmitter(Emitter):
     def __init__(self, program: TileProgram, native: bool):
         super().__init__(program, native)
         self.against = [s for s in program.rehearsal if isinstance(s, Scan) and s.reverse != program.reverse]
+        self.against_states = [part for s in self.against for part in states_of(s)]
         self.passed = {s.x.id for s in program.statements() if isinstance(s, Shift)}
 
     # ---- passes over the columns ------------------------------------------------------------------------------------
@@ -36,11 +37,11 @@ class WalkEmitter(Emitter):
         if self.against:
             self.rehearse(frame)
         col = self.columns(frame, self.program.reverse)
-        for scan in self.against:
-            col.add(f"copy_to({self.entered(scan)}, {self.size(scan)}, {scan.state});")
+        for value, state in self.against_states:
+            col.add(f"copy_to({self.entered(value, state)}, {self.size(value)}, {state});")
         self.tile(level, [s for s in level.stores if s not in early], col)
         self.leave(col)
-        self.states.close_rows(frame, [s for s in self.program.states if s.name not in {a.state for a in self.against}])
+        self.states.close_rows(frame, [s for s in self.program.states if s.name not in dict(self.against_states).values()])
         frame.close()
         self.ctx.level = None
 
@@ -58,22 +59,22 @@ class WalkEmitter(Emitter):
         """The pass the other way: keeps the state with which each scan enters each tile."""
         col = self.columns(frame, not self.program.reverse)
         read = {v.id for s in self.program.rehearsal for v in operands(s)}
-        for scan in self.against:
-            self.ctx.task.take(f"{scan.state}_at", self.ctx.ctype(scan.out), f"((cols + C - 1) / C) * {self.size(scan)}")
-            col.add(f"copy_to({scan.state}, {self.size(scan)}, {self.entered(scan)});")
+        for value, state in self.against_states:
+            self.ctx.task.take(f"{state}_at", self.ctx.ctype(value), f"((cols + C - 1) / C) * {self.size(value)}")
+            col.add(f"copy_to({state}, {self.size(value)}, {self.entered(value, state)});")
         for s in self.program.rehearsal:
             if isinstance(s, Scan) and s.out.id not in read:
                 self.scan(s, col, keep=False)
             elif self.ctx.is_stored(s.out):
                 self.ensure(s.out)
         self.leave(col)
-        self.states.close_rows(frame, [self.program.state(s.state) for s in self.against])
+        self.states.close_rows(frame, [self.program.state(name) for _, name in self.against_states])
 
-    def size(self, scan: Scan) -> str:
-        return f"({' * '.join(map(self.ctx.capacity, self.widths(scan.out))) or '1'})"
+    def size(self, value: Value) -> str:
+        return f"({' * '.join(map(self.ctx.capacity, self.widths(value))) or '1'})"
 
-    def entered(self, scan: Scan) -> str:
-        return f"{scan.state}_at + col0 / C * {self.size(scan)}"
+    def entered(self, value: Value, state: str) -> str:
+        return f"{state}_at + col0 / C * {self.size(value)}"
 
     # ---- values of one tile -----------------------------------------------------------------------------------------
 
@@ -91,6 +92,8 @@ class WalkEmitter(Emitter):
         match statement:
             case Scan():
                 self.scan(statement, home, keep=True)
+            case Imaginary():
+                self.ensure(statement.scan)
             case Shift():
                 self.shift(statement, home)
             case Reduce():
@@ -127,24 +130,36 @@ class WalkEmitter(Emitter):
         home.things["array", s.out.id] = replace(array, start="" if s.by == 1 else array.stride("col"))
 
     def scan(self, s: Scan, col: Frame, keep: bool) -> None:
-        """h = a h + b, lane by lane; `keep`: into an array, else for the state alone."""
-        ctype, widths, state = self.ctx.ctype(s.out), self.widths(s.out), self.states.array(s.state)
-        array, count = self.longer(s.out, s.reverse)
-        if keep and s.out.id in self.passed:
-            col.add(f"copy_to({s.state}, {count}, {array.name}{f' + nc * {count}' if s.reverse else ''});")
-        loops = self.nests.outer(col, widths[:-1], parallel=False)
-        strip = widths[-1] if widths else ""
-        each = loops.open(BACKWARD if s.reverse else FORWARD, {"col": "j"})
-        chunk = self.nests.chunk(each, strip) if strip else each
-        body = self.nests.strip(chunk, strip) if strip else each
-        target = self.nests.target(state, body)
-        a = "" if s.a is None else f"{self.values.get(s.a, body)} * "
-        body.add(f"const {ctype} h{s.out.id} = {a}{target} + {self.values.get(s.b, body)};", f"{target} = h{s.out.id};")
-        if keep:
-            body.add(f"{self.nests.target(array, body)} = h{s.out.id};")
+        """h = a h + b, one column after the other; `keep`: into arrays, else for the states alone."""
+        widths, arrays = self.widths(s.out), list[Array]()
+        for value, state in states_of(s):
+            array, count = self.longer(value, s.reverse)
+            arrays.append(array)
+            if keep and value.id in self.passed:
+                col.add(f"copy_to({state}, {count}, {array.name}{f' + nc * {count}' if s.reverse else ''});")
+            if keep:
+                col.things["array", value.id] = array
+        each = self.nests.outer(col, widths[:-1], parallel=False).open(BACKWARD if s.reverse else FORWARD, {"col": "j"})
+        body = self.nests.strip(self.nests.chunk(each, widths[-1]), widths[-1]) if widths else each
+        old = [self.nests.target(self.states.array(state), body) for _, state in states_of(s)]
+        new = self.recurrence(s, old, body)
+        for k, (value, _) in enumerate(states_of(s)):
+            body.add(f"const {self.ctx.ctype(value)} h{value.id} = {new[k]};")
+        for k, (value, _) in enumerate(states_of(s)):
+            body.add(f"{old[k]} = h{value.id};", *([f"{self.nests.target(arrays[k], body)} = h{value.id};"] if keep else []))
         self.nests.close(body, col)
-        if keep:
-            col.things["array", s.out.id] = array
+
+    def recurrence(self, s: Scan, old: list[str], body: Frame) -> list[str]:
+        def name(value: Value | None) -> str:
+            assert value is not None
+            return self.values.get(value, body)
+        if s.imaginary is None:
+            return [f"{name(s.a)} * {old[0]} + {name(s.b)}" if s.a is not None else f"{old[0]} + {name(s.b)}"]
+        summands, (re, im) = [name(s.b), name(s.imaginary.b)], old
+        if s.a is None:
+            return [f"{h} + {b}" for h, b in zip(old, summands, strict=True)]
+        a, i = name(s.a), name(s.imaginary.a)
+        return [f"{a} * {re} - {i} * {im} + {summands[0]}", f"{a} * {im} + {i} * {re} + {summands[1]}"]
 
     def reduce(self, s: Reduce, home: Frame, array: Array) -> None:
         """Along the strip, or across it: whichever keeps the strip contiguous in memory."""
@@ -178,3 +193,8 @@ class WalkEmitter(Emitter):
             self.folds.across(col, fold, dims[:-1], over, dims[-1])
         else:
             super().fold(dims, over, fold, col)
+
+
+def states_of(s: Scan) -> list[tuple[Value, str]]:
+    """(value, state) of a scan: of both parts of a complex one."""
+    return [(s.out, s.state), *([(s.imaginary.out, s.imaginary.state)] if s.imaginary else [])]

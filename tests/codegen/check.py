@@ -31,12 +31,14 @@ def agrees(region: Region, found: Mapping[str, Tensor], wanted: Mapping[str, Ten
 
 
 def tolerance(x: Tensor, ulps: float) -> float:
+    x = torch.view_as_real(x) if x.is_complex() else x
     return EPS[x.dtype] * (ulps if x.dtype in (torch.float32, torch.float64) else 2) if x.is_floating_point() else 0.0
 
 
 def same(name: str, found: Tensor, wanted: Tensor, tol: float) -> None:
     assert found.shape == wanted.shape, f"{name}: {tuple(found.shape)}, expected {tuple(wanted.shape)}"
-    x, y = found.double(), wanted.double()
+    x, y = (torch.view_as_real(t) if t.is_complex() else t for t in (found, wanted))
+    x, y = x.double(), y.double()
     finite = y.isfinite()
     odd = (x != y) & ~(x.isnan() & y.isnan()) & ~finite
     assert not odd.any(), f"{name}: {x[odd][:4].tolist()}, expected {y[odd][:4].tolist()}"

@@ -1,7 +1,6 @@
 """Scans on the CPU target: derived forward and backward walks against the float64 interpreter."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from fuse.codegen import Schedule, compile_region
 from fuse.codegen.cpu import TARGET
 from fuse.codegen.lower import lower
+from fuse.codegen.pairs import ComplexKernel, complex_names
 from fuse.codegen.tile import Scan, Shift
 from fuse.codegen.walk import lanes
 from fuse.ir.expr import Expr, make, sum_, topological
@@ -23,7 +23,7 @@ from tests.ir.programs import CASES
 from tests.plain import quick_builds  # noqa: F401 (fixture)
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "cpu"
-NAMES = ("selective scan", "causal flow attention")
+NAMES = ("selective scan", "causal flow attention", "complex state space")
 
 
 @cache
@@ -34,19 +34,15 @@ def regions(name: str) -> tuple[Region, ...]:
 
 
 def inputs(region: Region, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
-    found = {s.source: s for s in lower(region).inputs}
-    shapes = {e["buffer"].name: e["buffer"].shape for body in region.bodies for e in reads(body)}
     g = torch.Generator().manual_seed(0)
-    return {n: torch.rand([x.evaluate(sizes) for x in shapes[n]], generator=g).to(getattr(torch, s.dtype))
-            for n, s in found.items()}
-
-
-def reads(root: Expr) -> Iterator[Expr]:
-    return (e for e in topological([root]) if e.op == "read")
+    buffers = {e["buffer"] for e in topological(region.bodies) if e.op == "read"}
+    return {b.name: torch.rand([x.evaluate(sizes) for x in b.shape], generator=g, dtype=getattr(torch, b.dtype)) * 0.7
+            for b in sorted(buffers, key=lambda b: b.name)}
 
 
 def run(region: Region, schedule: Schedule, env: dict[str, torch.Tensor], sizes: dict[str, int]) -> dict[str, torch.Tensor]:
-    return TARGET.build(region, schedule, TARGET.source(region, schedule))(env, sizes)
+    kernel = TARGET.build(region, schedule, TARGET.source(region, schedule))
+    return ComplexKernel(kernel, *complex_names(region))(env, sizes)
 
 
 @pytest.mark.parametrize("name", NAMES)
