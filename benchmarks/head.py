@@ -14,18 +14,14 @@ does: random rows alone are nearly uniform over the words, so that such an arm w
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measure import child, interleaved, peak_above, seconds, write
 
 ARMS: dict[str, dict[str, object]] = {
     "eager": {},
@@ -55,31 +51,17 @@ def inputs(a: argparse.Namespace):
     return h.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), y
 
 
-def step(f, h, weight, y) -> float:
-    """Milliseconds of one forward and backward."""
+def step(f, h, weight, y) -> None:
     h.grad = weight.grad = None
-    _synchronise(h)
-    start = time.perf_counter()
     f(h, weight, y).backward()
-    _synchronise(h)
-    return (time.perf_counter() - start) * 1e3
-
-
-def _synchronise(x: torch.Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize()
 
 
 def times(a: argparse.Namespace) -> dict[str, dict[str, float]]:
     args = inputs(a)
-    arms = {arm: make(arm) for arm in a.arms}
-    cold = {arm: step(f, *args) for arm, f in arms.items()}
-    for f in arms.values():
-        step(f, *args)
-    samples: dict[str, list[float]] = {arm: [] for arm in arms}
-    for _ in range(a.repeat):
-        for arm, f in arms.items():
-            samples[arm].append(step(f, *args))
+    steps = {arm: partial(step, make(arm), *args) for arm in a.arms}
+    cold = {arm: seconds(s, a.device) * 1e3 for arm, s in steps.items()}
+    interleaved(steps, 1, a.device)
+    samples = interleaved(steps, a.repeat, a.device)
     return {arm: {"first_ms": round(cold[arm], 1), "median_ms": round(statistics.median(s), 2), "min_ms": round(min(s), 2),
                   "max_ms": round(max(s), 2), "n": len(s)} for arm, s in samples.items()}
 
@@ -100,42 +82,10 @@ def errors(a: argparse.Namespace, arm: str) -> list[float]:
 def peak(a: argparse.Namespace, arm: str) -> float:
     """MB above the inputs during one warm step, in this (fresh) process."""
     f, args = make(arm), inputs(a)
-    step(f, *args)
-    args[0].grad = args[1].grad = None
-    gc.collect()
-    if a.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(f, *args)
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    step(f, *args)
-    return (_resident("VmHWM") - before) / 1e6
 
-
-def _resident(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def _machine() -> str:
-    """The processor's name and what it multiplies natively."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = (line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name"))
-    known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in info.split()]
-    return " ".join([next(names, platform.machine()), *known])
-
-
-def child(a: argparse.Namespace, arm: str, what: str):
-    command = [sys.executable, __file__, "--only", what, arm, *_sizes(a)]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}     # freed blocks go back at once, for every arm alike
-    out = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if out.returncode:
-        raise RuntimeError(out.stderr)
-    return json.loads(out.stdout.splitlines()[-1])
+    def reset() -> None:
+        args[0].grad = args[1].grad = None
+    return peak_above(partial(step, f, *args), reset, a.device)
 
 
 def _sizes(a: argparse.Namespace) -> list[str]:
@@ -173,8 +123,9 @@ def main() -> None:
         return
     table = times(a)
     for arm, row in table.items():
-        row["peak_mb"] = round(child(a, arm, "peak"), 1)
-        row["error_loss"], row["error_dh"], row["error_dw"] = (float(f"{e:.1e}") for e in child(a, arm, "errors"))
+        row["peak_mb"] = round(child(__file__, ["--only", "peak", arm, *_sizes(a)]), 1)
+        errors_of = child(__file__, ["--only", "errors", arm, *_sizes(a)])
+        row["error_loss"], row["error_dh"], row["error_dw"] = (float(f"{e:.1e}") for e in errors_of)
     columns = list(next(iter(table.values())))
     print(f"{a.rows} x {a.width} x {a.vocabulary} {a.dtype} on {a.device}, {a.threads} threads, torch {torch.__version__}")
     print("".join(f"{c:>14}" for c in ["arm", *columns]))
@@ -183,10 +134,8 @@ def main() -> None:
     if a.json:
         record = {"benchmark": "head", "rows": a.rows, "width": a.width, "vocabulary": a.vocabulary, "dtype": a.dtype,
                   "device": a.device, "threads": a.threads, "peaked": a.peaked, "gradient_filter": a.gradient_filter,
-                  "torch": torch.__version__, "machine": _machine(),
                   "arms": table}
-        a.json.parent.mkdir(parents=True, exist_ok=True)
-        a.json.write_text(json.dumps(record, indent=1) + "\n")
+        write(a.json, record)
 
 
 if __name__ == "__main__":
