@@ -11,6 +11,7 @@ from fuse.codegen.cpu.emit import Emitter
 from fuse.codegen.cpu.kernel import CpuKernel
 from fuse.codegen.cpu.schedule import exchanged, schedules
 from fuse.codegen.cpu.spell import CTYPE, OPS
+from fuse.codegen.cpu.thin import thin
 from fuse.codegen.cpu.walk import WalkEmitter
 from fuse.codegen.lower import lower, refusal
 from fuse.codegen.tile import TileProgram
@@ -36,7 +37,8 @@ class Cpu:
 
     def source(self, region: Region, schedule: Schedule) -> str:
         program = tiled(region, schedule)
-        return (WalkEmitter if program.scans else Emitter)(program, bool(schedule.knob("native"))).text()
+        native = bool(schedule.knob("native"))
+        return WalkEmitter(program, native).text() if program.scans else Emitter(thin(program), native).text()
 
     def build(self, region: Region, schedule: Schedule, source: str) -> Kernel:
         return CpuKernel(tiled(region, schedule), schedule, library(source), source)

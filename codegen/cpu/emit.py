@@ -23,6 +23,7 @@ from fuse.codegen.cpu.operands import Operands
 from fuse.codegen.cpu.rows import Rows
 from fuse.codegen.cpu.spell import CTYPE, EXPENSIVE
 from fuse.codegen.cpu.states import States
+from fuse.codegen.cpu.thin import thin
 from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
 from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Skip, Staged, Store, TileProgram, Update, Value, operands
@@ -75,6 +76,9 @@ class Emitter:
             const = "const " if k < len(program.inputs) else ""
             top.add(f"{const}{CTYPE[slot.dtype]}* const {slot.name} = ({const}{CTYPE[slot.dtype]}*)buf[{k}];")
         top.add("const Shared shared(work, arg);", "large_pages(work, fuse_workspace(arg, outer));")
+        for slot in program.outputs:
+            size = " * ".join([*map(self.ctx.extent, slot.axes), f"int64_t(sizeof({CTYPE[slot.dtype]}))"])
+            top.add(f"large_pages({slot.name}, {size});")
         self.states.open_grid(top)
         batches = " * ".join(map(self.ctx.extent, program.batch)) or "1"
         top.add("const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;",

@@ -17,6 +17,7 @@
 constexpr int LANES = 16;      // accumulators per reduction: one 512-bit vector of float
 constexpr int CHUNK = 1024;    // positions between two flushes of the lanes: bounds the rounding error of a sum
 constexpr int BLOCK = 64;      // the same where each lane is a separate sum
+constexpr int WIDE = 64;       // such sums at once: a line of memory that is read in order
 constexpr float INF = INFINITY;
 
 template <class T> INLINE T bits(int64_t i) { T f; std::memcpy(&f, &i, sizeof f); return f; }
@@ -145,14 +146,24 @@ template <class F> INLINE void strips(int n, F&& f) {
   }
   for (int k = 0; c + k < n; ++k) f(c + k, k);
 }
-template <class A, class T> INLINE void flush(A* total, T* lane) {
-  for (int k = 0; k < LANES; ++k) { total[k] += A(lane[k]); lane[k] = T(0); }
+// f(position, position): each position is a lane of its own.
+template <class F> INLINE void apart(int n, F&& f) {
+  int c = 0;
+  for (; c + LANES <= n; c += LANES) {
+#pragma omp simd
+    for (int k = 0; k < LANES; ++k) f(c + k, c + k);
+  }
+  for (; c < n; ++c) f(c, c);
 }
-template <class T> SHARED void fill(T* lane, T x) { for (int k = 0; k < LANES; ++k) lane[k] = x; }
-template <class A, class T> SHARED A sum_of(const T* lane) {
-  A s = 0;
-  for (int k = 0; k < LANES; ++k) s += A(lane[k]);
-  return s;
+template <class A, class T, int N> INLINE void flush(A (&total)[N], T (&lane)[N]) {
+  for (int k = 0; k < N; ++k) { total[k] += A(lane[k]); lane[k] = T(0); }
+}
+template <class T, int N> INLINE void fill(T (&lane)[N], T x) { for (int k = 0; k < N; ++k) lane[k] = x; }
+template <class A, class T> INLINE A sum_of(const T* lane) {
+  A half[LANES / 2];
+  for (int k = 0; k < LANES / 2; ++k) half[k] = A(lane[k]) + A(lane[k + LANES / 2]);
+  for (int n = LANES / 4; n; n /= 2) for (int k = 0; k < n; ++k) half[k] += half[k + n];
+  return half[0];
 }
 template <class T> SHARED T top_of(const T* lane) {      // ignores nan
   T m = lane[0];

@@ -1,4 +1,4 @@
-"""Folds `across` the strip: each lane is a state of its own (see `folds`)."""
+"""Folds `across` the strip: each lane is a state of its own (see `folds`), and a block of several vectors is folded at once."""
 from __future__ import annotations
 
 from fuse.codegen.cpu.folds import Fold, Folds
@@ -15,7 +15,7 @@ PER_LANE = "for (int k = 0; k < n; ++k) {"
 class Lanes(Folds):
     def across(self, frame: Frame, fold: Fold, outer: tuple[str, ...], reduce: tuple[str, ...], strip: str) -> None:
         loops = self.nests.outer(frame, outer)
-        block = self.nests.chunk(loops, strip, step="LANES", parallel=not outer)
+        block = self.nests.chunk(loops, strip, step="WIDE", parallel=not outer)
         lses = [u for u in fold.updates if u.kind is Kind.LSE]
         names = {u.state for u in lses}
         second = [u for u in fold.updates if u.relative in names]
@@ -36,12 +36,12 @@ class Lanes(Folds):
         ctype = self.lane_type(state)
         summed = prefix == "g" or u.kind is Kind.SUM
         identity = f"{ctype}(0)" if summed else LOWEST[ctype]
-        block.add(f"{ctype} {prefix}_{u.state}[LANES]; fill({prefix}_{u.state}, {identity});")
+        block.add(f"{ctype} {prefix}_{u.state}[WIDE]; fill({prefix}_{u.state}, {identity});")
         if summed:
             total = ctype_of_sum(state.dtype)
-            block.add(f"{total} a_{u.state}[LANES]; fill(a_{u.state}, {total}(0));")
+            block.add(f"{total} a_{u.state}[WIDE]; fill(a_{u.state}, {total}(0));")
         elif u.kind is Kind.ARGMAX:
-            block.add(f"int w_{u.state}[LANES]; fill(w_{u.state}, 0);")
+            block.add(f"int w_{u.state}[WIDE]; fill(w_{u.state}, 0);")
 
     def reduce_loops(self, block: Frame, reduce: tuple[str, ...], strip: str) -> tuple[Frame, Frame]:
         """(frame of BLOCK positions of the last reduced dim, strip body)."""
@@ -49,7 +49,7 @@ class Lanes(Folds):
         i, count = index_of(reduce[-1]), self.ctx.count(reduce[-1])
         blocks = loops.open(f"for (int {i}0 = 0; {i}0 < {count}; {i}0 += BLOCK) {{")
         each = blocks.open(f"for (int {i} = {i}0; {i} < {count} && {i} < {i}0 + BLOCK; ++{i}) {{", {reduce[-1]: i})
-        return blocks, self.nests.strip(each, strip)
+        return blocks, self.nests.strip(each, strip, apart=True)
 
     def lane_pass(self, block: Frame, reduce: tuple[str, ...], strip: str, updates: list[Update]) -> None:
         for u in updates:
@@ -89,7 +89,7 @@ class Lanes(Folds):
     def lane_maximum(self, u: Update, block: Frame, shared: bool) -> None:
         lane, ctype = block.thing("strip"), self.lane_type(self.ctx.program.state(u.state))
         assert isinstance(lane, Strip)
-        block.add(f"{ctype} m_{u.state}[LANES], delta_{u.state}[LANES];", f"fill(m_{u.state}, {ctype}(0));")
+        block.add(f"{ctype} m_{u.state}[WIDE], delta_{u.state}[WIDE];", f"fill(m_{u.state}, {ctype}(0));")
         each = block.open(PER_LANE)
         self.raise_lane(u, each, lane, ctype)
         if shared:

@@ -42,8 +42,9 @@ class Nests:
         chunk.things["strip"] = Strip(dim, limit=step)
         return chunk
 
-    def strip(self, chunk: Frame, dim: str) -> Frame:
-        return chunk.open("strips(n, [&](int c, int k) EACH {", {dim: "c"}, footer="});")
+    def strip(self, chunk: Frame, dim: str, apart: bool = False) -> Frame:
+        """The vectorised loop; `k` is the lane, or with `apart` the position in the chunk."""
+        return chunk.open(f"{'apart' if apart else 'strips'}(n, [&](int c, int k) EACH {{", {dim: "c"}, footer="});")
 
     def over(self, frame: Frame, dims: tuple[str, ...], sinks: Sequence[Sink], parallel: bool = True) -> None:
         """A map: every sink adds its lines at every point of `dims`."""

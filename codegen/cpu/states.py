@@ -110,8 +110,6 @@ class States:
                 top.things["state", name] = array
                 if place == name:
                     self.ctx.shared.take(name, ctype, total)
-                else:
-                    top.add(f"large_pages({place}, {total} * sizeof({ctype}));")
                 if self.overwrites(state):
                     top.add(f"if (rows * cols{''.join(f' * {self.ctx.extent(a)}' for a in self.program.batch)} == 0) "
                             f"start({place}, {total}, {identity});")
