@@ -23,7 +23,6 @@ from fuse.codegen.cpu.operands import Operands
 from fuse.codegen.cpu.rows import Rows
 from fuse.codegen.cpu.spell import CTYPE, EXPENSIVE
 from fuse.codegen.cpu.states import States
-from fuse.codegen.cpu.thin import thin
 from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
 from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Skip, Staged, Store, TileProgram, Update, Value, operands

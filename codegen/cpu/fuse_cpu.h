@@ -18,6 +18,8 @@ constexpr int LANES = 16;      // accumulators per reduction: one 512-bit vector
 constexpr int CHUNK = 1024;    // positions between two flushes of the lanes: bounds the rounding error of a sum
 constexpr int BLOCK = 64;      // the same where each lane is a separate sum
 constexpr int WIDE = 64;       // such sums at once: a line of memory that is read in order
+constexpr int AHEAD = 8;       // lines between a prefetch and its use
+constexpr int SHORT = 512;     // elements of a line that is worth asking for
 constexpr float INF = INFINITY;
 
 template <class T> INLINE T bits(int64_t i) { T f; std::memcpy(&f, &i, sizeof f); return f; }
@@ -44,12 +46,14 @@ struct bf16 {
 INLINE float bits32(int32_t i) { float f; std::memcpy(&f, &i, 4); return f; }
 INLINE int32_t raw32(float f) { int32_t i; std::memcpy(&i, &f, 4); return i; }
 
-// Cephes expf: x = n ln 2 + r, a polynomial in r, scaled by 2^n. Results below 2^-126 are 0: subnormal ones would cost a
-// hundred cycles each, and most weights of a sharp softmax are that small.
+// Cephes expf: x = n ln 2 + r, a polynomial in r, scaled by 2^n. Results below 2^-125.5 are 0: subnormal ones would cost a
+// hundred cycles each, and most weights of a sharp softmax are that small. Adding `shift` rounds to an integer and leaves
+// n + 126 in the last bits; nan passes both clamps and stays nan.
 INLINE float exp_(float x) {
-  float c = x > -87.33f ? x : -87.33f;
-  c = c < 88.73f ? c : 88.73f;
-  float n = __builtin_rintf(c * 1.44269504088896341f);
+  const float shift = 12582912.f + 126.f;
+  float c = x < -87.33f ? -87.33f : x;
+  c = c > 88.73f ? 88.73f : c;
+  float t = __builtin_fmaf(c, 1.44269504088896341f, shift), n = t - shift;
   float r = __builtin_fmaf(n, -0.693359375f, c);
   r = __builtin_fmaf(n, 2.12194440e-4f, r);
   float p = 1.9875691500e-4f;
@@ -59,8 +63,7 @@ INLINE float exp_(float x) {
   p = __builtin_fmaf(p, r, 1.6666665459e-1f);
   p = __builtin_fmaf(p, r, 5.0000001201e-1f);
   p = __builtin_fmaf(p, r * r, r) + 1.f;
-  float y = (p + p) * bits32((int32_t(n) + 126) << 23);
-  return x == x ? y : x;
+  return (p + p) * bits32(int32_t(uint32_t(raw32(t)) << 23));
 }
 INLINE double exp_(double x) { return std::exp(x); }
 
@@ -132,6 +135,16 @@ INLINE float select_(bool c, float a, float b) {
   int32_t mask = -int32_t(c);
   return bits32((raw32(a) & mask) | (raw32(b) & ~mask));
 }
+// x / d for many x: (x * r) * s, where s is a power of two that keeps r in range, so that 0 / d is 0 for the smallest d too.
+template <class T> struct Inverse {
+  T r, s;
+};
+template <class T> INLINE Inverse<T> inverse(T d) {
+  const T small = sizeof(T) == 4 ? T(0x1p-100) : T(0x1p-900), up = sizeof(T) == 4 ? T(0x1p64) : T(0x1p512);
+  const T s = abs_(d) < small ? up : abs_(d) > 1 / small ? 1 / up : T(1);
+  return {T(1) / (d * s), s};
+}
+template <class T> INLINE T over(T x, const Inverse<T>& d) { return x * d.r * d.s; }
 INLINE int32_t near_(int64_t x) {      // a position relative to the tile, kept in 32 bits: far ones stay outside the tile
   return int32_t(x < -2 ? -2 : x > 0x7ffffff0 ? 0x7ffffff0 : x);
 }
@@ -233,6 +246,17 @@ template <class T> INLINE const T* line(const T* p, const Walk& w, int n, T* cop
   for (int i = 0; i < n; ++i) copy[i] = p[w(i)];
   return copy;
 }
+
+// Asks for a line that a loop over `outer` will read some positions later: short lines are read faster than hardware
+// foresees them.
+template <class T> INLINE void ahead(const T* p, const Walk& outer, int64_t i, const Walk& w, int n) {
+  if (outer.table || w.table || w.stride != 1 || n > SHORT) return;
+  const T* later = p + outer(i + AHEAD) + w.base;
+  for (int c = 0; c < n; c += 64 / int(sizeof(T))) __builtin_prefetch(later + c);
+}
+
+// Where n values may be written: the memory itself if it is a line, else `line`, to be put there later.
+template <class T> INLINE T* direct(T* p, const Walk& w, T* line) { return !w.table && w.stride == 1 ? p + w.base : line; }
 
 // The other way: n values to strided memory, converted to its type.
 template <class T, class S> SHARED void put(T* p, const Walk& w, int64_t n, const S* from) {

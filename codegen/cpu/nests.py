@@ -148,10 +148,13 @@ class Nests:
             assert beside is not None
             offsets = [f"{self.output_walk(buffer, d, frame)}({beside.bound[d]})" for d in dims[:-1]]
             walk = self.output_walk(buffer, last, frame)
-            beside.add(f"{ctype} {buffer}_line[CHUNK];")
-            frame.add(f"{buffer}_line[c] = {value};")
-            start = " + ".join([self.output_base(buffer), *offsets])
-            frame.after.append(f"put({start}, from({walk}, first), n, {buffer}_line);")
+            start, line, put = " + ".join([self.output_base(buffer), *offsets]), f"{buffer}_line", ""
+            beside.add(f"{ctype} {line}[CHUNK];")
+            if ctype == CTYPE[slot.dtype]:
+                beside.add(f"{ctype}* const {buffer}_to = direct({start}, from({walk}, first), {line});")
+                line, put = f"{buffer}_to", f"if ({buffer}_to == {line}) "
+            frame.add(f"{line}[c] = {value};")
+            frame.after.append(f"{put}put({start}, from({walk}, first), n, {line});")
         return sink
 
     def copy_out(self, frame: Frame, buffer: str, array: Array, dims: tuple[str, ...]) -> None:

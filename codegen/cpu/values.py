@@ -56,11 +56,13 @@ class Values:
         raise AssertionError(statement)
 
     def wants_array(self, v: Value, frame: Frame) -> bool:
-        """An expensive value inside a loop over dims it does not have would be computed over and over."""
+        """An expensive value inside a loop over dims it does not have would be computed over and over, and one that does
+        not vary along the strip would be computed alone."""
         if not v.dims or not self.ctx.expensive(v) or set(v.dims) == set(frame.bound):
             return False
         strip = frame.thing("strip")
-        if self.ctx.walking and not (isinstance(strip, Strip) and strip.dim in v.dims):
+        along = isinstance(strip, Strip) and strip.dim in frame.bound
+        if (self.ctx.walking and not (along and strip.dim in v.dims)) or (along and strip.dim not in v.dims):
             return True        # vectors of it instead of one at a time
         outer = next(f for f in frame.chain if set(v.dims) <= set(f.bound))
         return set(outer.bound) != set(v.dims)
@@ -223,13 +225,15 @@ class Values:
         if not along:
             text = f"{base}[{' + '.join(offsets + extra) or '0'}]"
             return self.declare(v, frame, text, self.deepest(tuple(joint), frame) or self._frame_of(("base", base), frame))
-        return self.line(v, load, offsets, frame)
+        ahead = (self.walk(load, others[-1], frame), self.relative(others[-1], frame)) if others else None
+        return self.line(v, load, offsets, ahead, frame)
 
     def _frame_of(self, key: object, frame: Frame) -> Frame | None:
         return next((f for f in frame.chain if key in f.things), None)
 
-    def line(self, v: Value, load: Load, offsets: list[str], frame: Frame) -> str:
-        """An element through a contiguous line along the strip: the memory itself, or a copy of it."""
+    def line(self, v: Value, load: Load, offsets: list[str], ahead: tuple[str, str] | None, frame: Frame) -> str:
+        """An element through a contiguous line along the strip: the memory itself, or a copy of it. `ahead`: the walk and
+        the position of the loop around the strip, whose later lines are fetched meanwhile."""
         strip, beside = frame.thing("strip"), frame.parent
         assert isinstance(strip, Strip) and beside is not None
         name, ctype = f"l{load.number}", self.ctx.ctype(v)
@@ -242,6 +246,9 @@ class Values:
             return self.declare(v, frame, f"{name}_line[{strip.base} + {strip.index}]", None)
         if ("line", name) not in beside.things:
             start = " + ".join([name, *offsets])
+            if ahead is not None:
+                near = " + ".join([name, *offsets[:-1]])
+                beside.add(f"ahead({near}, {ahead[0]}, {ahead[1]}, from({walk}, {strip.base}), {strip.count});")
             beside.add(f"{ctype} {name}_copy[{strip.limit}];",
                        f"const {ctype}* {name}_line = line({start}, from({walk}, {strip.base}), {strip.count}, {name}_copy);")
             beside.things["line", name] = True
@@ -255,11 +262,29 @@ class Values:
             return self.declare(v, frame, near)
         program, exponent = self.ctx.program, None
         args = [self.get(a, frame) for a in statement.args]
+        if statement.op == "div" and self.repeats(statement, frame):
+            return self.declare(v, frame, f"over({args[0]}, {self.inverse(statement.args[1], frame)})",
+                                self.deepest(statement.args, frame))
         if statement.op == "pow":
             second = program.defines[statement.args[1].id]
             exponent = float(second.value) if isinstance(second, Const) else None
         text = point(statement.op, args, v.dtype, statement.args[-1].dtype, exponent)
         return self.declare(v, frame, text, self.deepest(statement.args, frame))
+
+    def repeats(self, division: Point, frame: Frame) -> bool:
+        """Is one divisor that of every position of the strip?"""
+        strip, (x, d) = frame.thing("strip"), division.args
+        return isinstance(strip, Strip) and strip.dim in frame.bound and strip.dim in x.dims and strip.dim not in d.dims \
+            and d.dtype in ("float32", "float64")
+
+    def inverse(self, d: Value, frame: Frame) -> str:
+        """The name of `Inverse(d)`, declared where d is."""
+        key = ("inverse", d.id)
+        if frame.thing(key) is None:
+            home = self.place(d, frame, self.deepest((d,), frame))
+            home.add(f"const auto i{d.id} = inverse({self.get(d, frame)});")
+            home.things[key] = f"i{d.id}"
+        return str(frame.thing(key))
 
     def near(self, v: Value, statement: Point, frame: Frame) -> str | None:
         """position(strip) <compare> x with x constant along the strip, in 32-bit integers relative to the strip."""
