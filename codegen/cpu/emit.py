@@ -25,7 +25,21 @@ from fuse.codegen.cpu.spell import CTYPE, EXPENSIVE
 from fuse.codegen.cpu.states import States
 from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
-from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Skip, Staged, Store, TileProgram, Update, Value, operands
+from fuse.codegen.tile import (
+    Dot,
+    Level,
+    Load,
+    Point,
+    Reduce,
+    Skip,
+    Staged,
+    Statement,
+    Store,
+    TileProgram,
+    Update,
+    Value,
+    operands,
+)
 
 Dims = tuple[str, ...]
 Product = tuple[Update, Weighted | None]
@@ -140,9 +154,10 @@ class Emitter:
 
     def tile(self, level: Level, stores: list[Store], col: Frame) -> None:
         repeated = self.repeated(level)
-        for statement in level.body:
-            if self.ctx.is_stored(statement.out) or statement.out in repeated:
-                self.ensure(statement.out)
+        stored = [s for s in level.body if self.ctx.is_stored(s.out) or s.out in repeated]
+        while stored:
+            for statement in self.together(stored):
+                stored.remove(statement)
         folds, products = self.plan(level, stores, col)
         for dims, over, fold in folds:
             self.fold(dims, over, fold, col)
@@ -155,6 +170,31 @@ class Emitter:
                 some.setdefault((u.value, u.limit), []).append(u)
         for updates in some.values():
             self.rows.products(updates, col, lambda u, frame: self.product(u, None, frame))
+
+    def together(self, todo: list[Statement]) -> list[Statement]:
+        """Stores the first value of the list, and with it those that can be computed in the same loops: sums of one shape,
+        and values of all points that they read."""
+        first = todo[0]
+        if not isinstance(first, Reduce) and (isinstance(first, Dot) or len(first.out.dims) < 2):
+            self.ensure(first.out)
+            return [first]
+        missing, dims = {s.out.id for s in todo}, points_of(first)
+        group: list[Statement] = []
+        for s in todo:
+            fits = not isinstance(s, Dot) and points_of(s) == dims and self.ctx.home(s.out) is self.ctx.home(first.out)
+            if fits and not missing & self.below(list(operands(s))):
+                group.append(s)
+                missing -= set() if isinstance(s, Reduce) else {s.out.id}
+        sums = [(s, self.nests.allocate(s.out, s.out.dims)) for s in group if isinstance(s, Reduce)]
+        if not sums or any(self.ctx.array(s.out, self.ctx.home(s.out)) is not None for s in group):
+            self.ensure(first.out)
+            return [first]
+        fills = [(s.out, self.nests.allocate(s.out, s.out.dims)) for s in group if not isinstance(s, Reduce)]
+        home = self.ctx.home(first.out)
+        self.nests.inner(home, sums, fills)
+        home.things.update({("array", value.id): array for value, array in fills})
+        home.things.update({("array", s.out.id): array for s, array in sums})
+        return group
 
     def repeated(self, level: Level) -> set[Value]:
         """Expensive operands (of stream and width alone) that several values read: computed once for the tile."""
@@ -184,7 +224,7 @@ class Emitter:
         elif self.ctx.array(value, home) is None:
             if isinstance(statement, Reduce):
                 array = self.nests.allocate(value, value.dims)
-                self.nests.inner(home, statement, array)
+                self.nests.inner(home, [(statement, array)])
                 home.things["array", value.id] = array
             else:
                 self.nests.materialise(value)
@@ -322,6 +362,11 @@ class Emitter:
         n = tuple(d for d in u.wide.dims if d not in u.over)
         state = self.program.state(u.state)
         self.operands.gemm(col, a, u.wide, u.over, m, n, self.states.array(u.state), self.states.beta(state, u))
+
+
+def points_of(s: Statement) -> Dims:
+    """The loops that compute a statement: its dims, then those it reduces."""
+    return (*s.out.dims, *s.over) if isinstance(s, Reduce) else s.out.dims
 
 
 def struct(name: str, work: Work, unpack: list[str]) -> list[str]:

@@ -69,24 +69,38 @@ class Nests:
         home.things["array", value.id] = array
         return array
 
-    def inner(self, home: Frame, s: Reduce, array: Array) -> None:
-        """An inner sum or max: one total per point of the result's dims."""
-        ctype, op = self.ctx.ctype(s.out), s.op
-        total, identity = (ctype_of_sum(s.out.dtype), "0") if op == "sum" else (ctype, LOWEST[ctype])
-        block = home.open("{")
-        loops = self.outer(block, s.out.dims)
-        name = f"total{s.out.id}"
-        loops.add(f"{total} {name} = {identity};")
-        chunk = self.chunk(self.outer(loops, s.over[:-1], parallel=False), s.over[-1])
-        chunk.add(f"{ctype} h[LANES]; fill(h, {ctype}({identity}));")
-        body = self.strip(chunk, s.over[-1])
-        value = self.values.get(s.x, body)
-        body.add(f"h[k] += {value};" if op == "sum" else f"h[k] = max_(h[k], {value});")
+    def inner(self, home: Frame, sums: Sequence[tuple[Reduce, Array]], fills: Sequence[tuple[Value, Array]] = ()) -> None:
+        """Inner sums and maxima, one total per point of the result's dims, and arrays that are filled on the way. All have
+        the same loops: those of the result, then those that are reduced."""
+        dims, over = sums[0][0].out.dims, sums[0][0].over
+        loops = self.outer(home.open("{"), dims)
+        for s, _ in sums:
+            loops.add(f"{self.total_type(s)} total{s.out.id} = {self.identity(s)};")
+        chunk = self.chunk(self.outer(loops, over[:-1], parallel=False), over[-1])
+        for s, _ in sums:
+            ctype = self.ctx.ctype(s.out)
+            chunk.add(f"{ctype} h{s.out.id}[LANES]; fill(h{s.out.id}, {ctype}({self.identity(s)}));")
+        body = self.strip(chunk, over[-1])
+        for value, array in fills:
+            self.writer(value, array)(body)
+        for s, _ in sums:
+            lane, value = f"h{s.out.id}[k]", self.values.get(s.x, body)
+            body.add(f"{lane} += {value};" if s.op == "sum" else f"{lane} = max_({lane}, {value});")
         body.close()
-        chunk.add(f"{name} += sum_of<{total}>(h);" if op == "sum" else f"{name} = max_({name}, max_of(h));")
+        for s, _ in sums:
+            name, lanes = f"total{s.out.id}", f"h{s.out.id}"
+            chunk.add(f"{name} += sum_of<{self.total_type(s)}>({lanes});" if s.op == "sum" else
+                      f"{name} = max_({name}, max_of({lanes}));")
         self.close(chunk, loops)
-        loops.add(f"{array.at({d: loops.bound[d] for d in array.layout})} = {name};")
+        for s, array in sums:
+            loops.add(f"{array.at({d: loops.bound[d] for d in array.layout})} = total{s.out.id};")
         self.close(loops, home)
+
+    def identity(self, s: Reduce) -> str:
+        return "0" if s.op == "sum" else LOWEST[self.ctx.ctype(s.out)]
+
+    def total_type(self, s: Reduce) -> str:
+        return ctype_of_sum(s.out.dtype) if s.op == "sum" else self.ctx.ctype(s.out)
 
     def allocate(self, value: Value, layout: tuple[str, ...], ctype: str = "") -> Array:
         array, count = self.ctx.row_major(f"t{value.id}", ctype or self.ctx.ctype(value), layout)

@@ -12,7 +12,7 @@ from fuse.codegen.cpu.emit import Dims, Emitter
 from fuse.codegen.cpu.folds import Fold
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.spell import LOWEST
-from fuse.codegen.tile import Imaginary, Level, Load, Point, Reduce, Scan, Shift, TileProgram, Value, operands
+from fuse.codegen.tile import Imaginary, Level, Load, Point, Reduce, Scan, Shift, Statement, TileProgram, Value, operands
 from fuse.codegen.walk import lanes_last
 
 FORWARD = "for (int j = 0; j < nc; ++j) {"
@@ -84,6 +84,11 @@ class WalkEmitter(Emitter):
     def repeated(self, level: Level) -> set[Value]:
         """What is read one column away is kept, in order, before anything reads it."""
         return super().repeated(level) | {s.out for s in level.body if s.out.id in self.passed}
+
+    def together(self, todo: list[Statement]) -> list[Statement]:
+        """One after the other: what a scan needs comes before it."""
+        self.ensure(todo[0].out)
+        return todo[:1]
 
     def ensure(self, value: Value) -> None:
         statement, home = self.program.defines[value.id], self.ctx.home(value)
@@ -165,7 +170,7 @@ class WalkEmitter(Emitter):
         """Along the strip, or across it: whichever keeps the strip contiguous in memory."""
         order = lanes_last(s.x.dims)
         if order[-1] in s.over:
-            self.nests.inner(home, replace(s, over=tuple(d for d in order if d in s.over)), array)
+            self.nests.inner(home, [(replace(s, over=tuple(d for d in order if d in s.over)), array)])
         else:
             self.across(s, home, array, tuple(d for d in order if d not in s.over))
         home.things["array", s.out.id] = array

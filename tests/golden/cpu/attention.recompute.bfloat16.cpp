@@ -79,6 +79,10 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   float* const y3 = (float*)buf[9];
   const Shared shared(work, arg);
   large_pages(work, fuse_workspace(arg, outer));
+  large_pages(y0, n2 * n3 * n1 * int64_t(sizeof(float)));
+  large_pages(y1, n2 * n3 * n1 * int64_t(sizeof(float)));
+  large_pages(y2, n2 * n3 * n1 * n5 * int64_t(sizeof(float)));
+  large_pages(y3, n2 * n3 * n1 * n5 * int64_t(sizeof(float)));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = n2 * n3 * groups;
   share_out(tasks, outer, [&](int64_t task, int64_t thread) {
@@ -151,6 +155,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               float h_c0[LANES]; fill(h_c0, float(-INF));
               const int32_t d0 = near_(v0 - (col0 + first));
               const float* q_t18 = t18 + r * C + first;
+              ahead(l3, w3_row, r, from(w3_col, first), n);
               bf16 l3_copy[CHUNK];
               const bf16* l3_line = line(l3 + w3_row(r), from(w3_col, first), n, l3_copy);
               strips(n, [&](int c, int k) EACH {
@@ -180,6 +185,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               float g_c0[LANES]; fill(g_c0, float(0));
               const int32_t d0 = near_(v0 - (col0 + first));
               const float* q_t18 = t18 + r * C + first;
+              ahead(l3, w3_row, r, from(w3_col, first), n);
               bf16 l3_copy[CHUNK];
               const bf16* l3_line = line(l3 + w3_row(r), from(w3_col, first), n, l3_copy);
               float* o_w_c2 = w_c2 + r * C + first;

@@ -87,7 +87,10 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   double* const c2 = shared.c2;
   double* const c3 = shared.c3;
   large_pages(work, fuse_workspace(arg, outer));
-  large_pages(y1, n3 * n2 * sizeof(float));
+  large_pages(y0, n0 * n1 * n2 * int64_t(sizeof(float)));
+  large_pages(y1, n3 * n2 * int64_t(sizeof(float)));
+  large_pages(y2, n3 * int64_t(sizeof(float)));
+  large_pages(y3, int64_t(sizeof(float)));
   if (rows * cols == 0) start(y1, n3 * n2, float(0));
   start(c2, n3, double(0));
   start(c3, 1, double(0));
@@ -147,10 +150,10 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           const Mat<float> m9_col_i2 = matrix<float>(l5, w5_col, w5_i2, int64_t(nc), int64_t(n2), m9_col_i2_copy, inner);
           gemm(blas, int64_t(nr), int64_t(nc), int64_t(n2), m0_row_i2, turned(m9_col_i2), 0, t10, C);
 #pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int first = 0; first < nc; first += LANES) {
-            const int n = int(nc) - first < LANES ? int(nc) - first : LANES;
-            float h_c2[LANES]; fill(h_c2, float(0));
-            double a_c2[LANES]; fill(a_c2, double(0));
+          for (int first = 0; first < nc; first += WIDE) {
+            const int n = int(nc) - first < WIDE ? int(nc) - first : WIDE;
+            float h_c2[WIDE]; fill(h_c2, float(0));
+            double a_c2[WIDE]; fill(a_c2, double(0));
             for (int r0 = 0; r0 < nr; r0 += BLOCK) {
               for (int r = r0; r < nr && r < r0 + BLOCK; ++r) {
                 const float* q_t10 = t10 + r * C + first;
@@ -159,7 +162,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                 const int64_t v3 = l3[w3_row(r)];
                 const int32_t d3 = near_(v3 - (col0 + first));
                 const float v6 = l4[w4_row(r)];
-                strips(n, [&](int c, int k) EACH {
+                apart(n, [&](int c, int k) EACH {
                   const float v10 = q_t10[c];
                   const float v11 = (v10 - v1);
                   const float v12 = exp_(v11);

@@ -24,14 +24,14 @@ struct Task {
   double* c0;
   double* c1;
   float* c2;
-  float* t6;
   float* t7;
-  float* t4_i3;
   float* t9;
+  float* t6;
   float* t10;
   float* m11_col_i4_copy;
   float* t15;
   float* t14_col_i3;
+  float* t16;
   int64_t bytes;
   Task(char* base, const int64_t* arg) {
     UNPACK;
@@ -39,14 +39,14 @@ struct Task {
     c0 = arena.take<double>(n3);
     c1 = arena.take<double>(n3);
     c2 = arena.take<float>(n3 * n4);
-    t6 = arena.take<float>(C * n3);
     t7 = arena.take<float>(C);
-    t4_i3 = arena.take<float>(n3);
     t9 = arena.take<float>(C);
+    t6 = arena.take<float>(C * n3);
     t10 = arena.take<float>(C * n3);
     m11_col_i4_copy = arena.take<float>(spare(C, n4, l2_i2, l2_i4));
     t15 = arena.take<float>(C * n4);
     t14_col_i3 = arena.take<float>(C * n3);
+    t16 = arena.take<float>(C);
     bytes = arena.used;
   }
 };
@@ -68,6 +68,11 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   float* const y4 = (float*)buf[7];
   const Shared shared(work, arg);
   large_pages(work, fuse_workspace(arg, outer));
+  large_pages(y0, n0 * n1 * n3 * int64_t(sizeof(float)));
+  large_pages(y1, n0 * n1 * n3 * int64_t(sizeof(float)));
+  large_pages(y2, n0 * n1 * n3 * n4 * int64_t(sizeof(float)));
+  large_pages(y3, n0 * n1 * n2 * n4 * int64_t(sizeof(float)));
+  large_pages(y4, n0 * n2 * n1 * int64_t(sizeof(float)));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = n0 * n1 * groups;
   share_out(tasks, outer, [&](int64_t task, int64_t thread) {
@@ -75,14 +80,14 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
     double* const c0 = mine.c0;
     double* const c1 = mine.c1;
     float* const c2 = mine.c2;
-    float* const t6 = mine.t6;
     float* const t7 = mine.t7;
-    float* const t4_i3 = mine.t4_i3;
     float* const t9 = mine.t9;
+    float* const t6 = mine.t6;
     float* const t10 = mine.t10;
     float* const m11_col_i4_copy = mine.m11_col_i4_copy;
     float* const t15 = mine.t15;
     float* const t14_col_i3 = mine.t14_col_i3;
+    float* const t16 = mine.t16;
     const int64_t i0 = digit((task / groups), n1, n0);
     const int64_t i1 = digit((task / groups), 1, n1);
     const float* l0 = x0 + l0_b + i0 * l0_i0 + i1 * l0_i1;
@@ -105,15 +110,16 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           const int nc = int(cols - col0 < C ? cols - col0 : C);
           const Walk w0_col = {col0 * l0_i2, l0_i2, nullptr};
 #pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int first = 0; first < n3; first += LANES) {
-            const int n = int(n3) - first < LANES ? int(n3) - first : LANES;
-            float h_c0[LANES]; fill(h_c0, float(0));
-            double a_c0[LANES]; fill(a_c0, double(0));
+          for (int first = 0; first < n3; first += WIDE) {
+            const int n = int(n3) - first < WIDE ? int(n3) - first : WIDE;
+            float h_c0[WIDE]; fill(h_c0, float(0));
+            double a_c0[WIDE]; fill(a_c0, double(0));
             for (int j0 = 0; j0 < nc; j0 += BLOCK) {
               for (int j = j0; j < nc && j < j0 + BLOCK; ++j) {
-                float l0_copy[LANES];
+                ahead(l0, w0_col, j, from(w0_i3, first), n);
+                float l0_copy[WIDE];
                 const float* l0_line = line(l0 + w0_col(j), from(w0_i3, first), n, l0_copy);
-                strips(n, [&](int c, int k) EACH {
+                apart(n, [&](int c, int k) EACH {
                   const float v0 = l0_line[c];
                   const float v1 = sigmoid_(v0);
                   h_c0[k] += v1;
@@ -131,66 +137,58 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
       {
         start(c1, n3, double(0));
         start(c2, n3 * n4, float(0));
-#pragma omp parallel for num_threads(inner) if (inner > 1)
-        for (int first = 0; first < n3; first += CHUNK) {
-          const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-          const double* q_c0 = c0 + first;
-          float* o_t4_i3 = t4_i3 + first;
-          strips(n, [&](int c, int k) EACH {
-            const float v2 = float(q_c0[c]);
-            const float v4 = (v2 + 1e-06f);
-            o_t4_i3[c] = v4;
-          });
-        }
         for (int64_t col0 = 0; col0 < cols; col0 += C) {
           const int nc = int(cols - col0 < C ? cols - col0 : C);
           const Walk w1_col = {col0 * l1_i2, l1_i2, nullptr};
-#pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int j = 0; j < nc; ++j) {
-            for (int first = 0; first < n3; first += CHUNK) {
-              const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-              float l1_copy[CHUNK];
-              const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
-              float* o_t6 = t6 + j * n3 + first;
-              strips(n, [&](int c, int k) EACH {
-                const float v5 = l1_line[c];
-                const float v6 = sigmoid_(v5);
-                o_t6[c] = v6;
-              });
-            }
-          }
-          gemm(blas, int64_t(nc), 1, int64_t(n3), Mat<float>{t6, n3, false}, Mat<float>{t4_i3, 1, false}, 0, t7, 1);
           const Walk w0_col = {col0 * l0_i2, l0_i2, nullptr};
           {
 #pragma omp parallel for num_threads(inner) if (inner > 1)
             for (int j = 0; j < nc; ++j) {
+              double total7 = 0;
               float total9 = float(-INF);
               for (int first = 0; first < n3; first += CHUNK) {
                 const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-                float h[LANES]; fill(h, float(float(-INF)));
+                float h7[LANES]; fill(h7, float(0));
+                float h9[LANES]; fill(h9, float(float(-INF)));
+                ahead(l1, w1_col, j, from(w1_i3, first), n);
+                float l1_copy[CHUNK];
+                const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
+                float* o_t6 = t6 + j * n3 + first;
+                const double* q_c0 = c0 + first;
+                ahead(l0, w0_col, j, from(w0_i3, first), n);
                 float l0_copy[CHUNK];
                 const float* l0_line = line(l0 + w0_col(j), from(w0_i3, first), n, l0_copy);
                 strips(n, [&](int c, int k) EACH {
+                  const float v5 = l1_line[c];
+                  const float v6 = sigmoid_(v5);
+                  o_t6[c] = v6;
+                  const float v2 = float(q_c0[c]);
+                  const float v4 = (v2 + 1e-06f);
+                  const float v18 = (v6 * v4);
+                  h7[k] += v18;
                   const float v0 = l0_line[c];
-                  h[k] = max_(h[k], v0);
+                  h9[k] = max_(h9[k], v0);
                 });
-                total9 = max_(total9, max_of(h));
+                total7 += sum_of<double>(h7);
+                total9 = max_(total9, max_of(h9));
               }
+              t7[j] = total7;
               t9[j] = total9;
             }
           }
 #pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int first = 0; first < n3; first += LANES) {
-            const int n = int(n3) - first < LANES ? int(n3) - first : LANES;
-            float h_c1[LANES]; fill(h_c1, float(0));
-            double a_c1[LANES]; fill(a_c1, double(0));
+          for (int first = 0; first < n3; first += WIDE) {
+            const int n = int(n3) - first < WIDE ? int(n3) - first : WIDE;
+            float h_c1[WIDE]; fill(h_c1, float(0));
+            double a_c1[WIDE]; fill(a_c1, double(0));
             for (int j0 = 0; j0 < nc; j0 += BLOCK) {
               for (int j = j0; j < nc && j < j0 + BLOCK; ++j) {
                 const float* q_t6 = t6 + j * n3 + first;
                 const float v7 = t7[j];
-                strips(n, [&](int c, int k) EACH {
+                const auto i7 = inverse(v7);
+                apart(n, [&](int c, int k) EACH {
                   const float v6 = q_t6[c];
-                  const float v8 = (v6 / v7);
+                  const float v8 = over(v6, i7);
                   h_c1[k] += v8;
                 });
               }
@@ -205,6 +203,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             const float v9 = t9[j];
             for (int first = 0; first < n3; first += CHUNK) {
               const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
+              ahead(l0, w0_col, j, from(w0_i3, first), n);
               float l0_copy[CHUNK];
               const float* l0_line = line(l0 + w0_col(j), from(w0_i3, first), n, l0_copy);
               float* o_t10 = t10 + j * n3 + first;
@@ -222,11 +221,12 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
             const float* q_t7 = t7 + first;
             float y4_line[CHUNK];
+            float* const y4_to = direct(y4 + i0 * y4_i0 + i1 * y4_i1, from(wy4_col, first), y4_line);
             strips(n, [&](int c, int k) EACH {
               const float v7 = q_t7[c];
-              y4_line[c] = v7;
+              y4_to[c] = v7;
             });
-            put(y4 + i0 * y4_i0 + i1 * y4_i1, from(wy4_col, first), n, y4_line);
+            if (y4_to == y4_line) put(y4 + i0 * y4_i0 + i1 * y4_i1, from(wy4_col, first), n, y4_to);
           }
           const Walk w2_col = {col0 * l2_i2, l2_i2, nullptr};
           const Mat<float> m11_col_i4 = matrix<float>(l2, w2_col, w2_i4, int64_t(nc), int64_t(n4), m11_col_i4_copy, inner);
@@ -239,32 +239,33 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         }
       }
       {
-#pragma omp parallel for num_threads(inner) if (inner > 1)
-        for (int first = 0; first < n3; first += CHUNK) {
-          const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-          const double* q_c0 = c0 + first;
-          float* o_t4_i3 = t4_i3 + first;
-          strips(n, [&](int c, int k) EACH {
-            const float v2 = float(q_c0[c]);
-            const float v4 = (v2 + 1e-06f);
-            o_t4_i3[c] = v4;
-          });
-        }
         for (int64_t col0 = 0; col0 < cols; col0 += C) {
           const int nc = int(cols - col0 < C ? cols - col0 : C);
           const Walk w1_col = {col0 * l1_i2, l1_i2, nullptr};
+          {
 #pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int j = 0; j < nc; ++j) {
-            for (int first = 0; first < n3; first += CHUNK) {
-              const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-              float l1_copy[CHUNK];
-              const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
-              float* o_t6 = t6 + j * n3 + first;
-              strips(n, [&](int c, int k) EACH {
-                const float v5 = l1_line[c];
-                const float v6 = sigmoid_(v5);
-                o_t6[c] = v6;
-              });
+            for (int j = 0; j < nc; ++j) {
+              double total7 = 0;
+              for (int first = 0; first < n3; first += CHUNK) {
+                const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
+                float h7[LANES]; fill(h7, float(0));
+                ahead(l1, w1_col, j, from(w1_i3, first), n);
+                float l1_copy[CHUNK];
+                const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
+                float* o_t6 = t6 + j * n3 + first;
+                const double* q_c0 = c0 + first;
+                strips(n, [&](int c, int k) EACH {
+                  const float v5 = l1_line[c];
+                  const float v6 = sigmoid_(v5);
+                  o_t6[c] = v6;
+                  const float v2 = float(q_c0[c]);
+                  const float v4 = (v2 + 1e-06f);
+                  const float v19 = (v6 * v4);
+                  h7[k] += v19;
+                });
+                total7 += sum_of<double>(h7);
+              }
+              t7[j] = total7;
             }
           }
 #pragma omp parallel for num_threads(inner) if (inner > 1)
@@ -283,22 +284,32 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             }
           }
           gemm(blas, int64_t(nc), int64_t(n4), int64_t(n3), Mat<float>{t14_col_i3, n3, false}, Mat<float>{c2, n4, false}, 0, t15, n4);
-          gemm(blas, int64_t(nc), 1, int64_t(n3), Mat<float>{t6, n3, false}, Mat<float>{t4_i3, 1, false}, 0, t7, 1);
+#pragma omp parallel for num_threads(inner) if (inner > 1)
+          for (int first = 0; first < nc; first += CHUNK) {
+            const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
+            const float* q_t7 = t7 + first;
+            float* o_t16 = t16 + first;
+            strips(n, [&](int c, int k) EACH {
+              const float v7 = q_t7[c];
+              const float v16 = sigmoid_(v7);
+              o_t16[c] = v16;
+            });
+          }
           const Walk wy3_col = {col0 * y3_i2, y3_i2, nullptr};
 #pragma omp parallel for num_threads(inner) if (inner > 1)
           for (int j = 0; j < nc; ++j) {
-            const float v7 = t7[j];
-            const float v16 = sigmoid_(v7);
+            const float v16 = t16[j];
             for (int first = 0; first < n4; first += CHUNK) {
               const int n = int(n4) - first < CHUNK ? int(n4) - first : CHUNK;
               const float* q_t15 = t15 + j * n4 + first;
               float y3_line[CHUNK];
+              float* const y3_to = direct(y3 + i0 * y3_i0 + i1 * y3_i1 + wy3_col(j), from(wy3_i4, first), y3_line);
               strips(n, [&](int c, int k) EACH {
                 const float v15 = q_t15[c];
                 const float v17 = (v15 * v16);
-                y3_line[c] = v17;
+                y3_to[c] = v17;
               });
-              put(y3 + i0 * y3_i0 + i1 * y3_i1 + wy3_col(j), from(wy3_i4, first), n, y3_line);
+              if (y3_to == y3_line) put(y3 + i0 * y3_i0 + i1 * y3_i1 + wy3_col(j), from(wy3_i4, first), n, y3_to);
             }
           }
         }

@@ -88,13 +88,21 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   int64_t* const c5_i = shared.c5_i;
   float* const c6 = shared.c6;
   large_pages(work, fuse_workspace(arg, outer));
+  large_pages(y0, n0 * int64_t(sizeof(float)));
+  large_pages(y1, n0 * int64_t(sizeof(float)));
+  large_pages(y2, n2 * int64_t(sizeof(float)));
+  large_pages(y3, n2 * int64_t(sizeof(float)));
+  large_pages(y4, n2 * int64_t(sizeof(float)));
+  large_pages(y5, n2 * int64_t(sizeof(float)));
+  large_pages(y6, n2 * n1 * int64_t(sizeof(float)));
+  large_pages(y7, n2 * int64_t(sizeof(int64_t)));
+  large_pages(y8, n2 * int64_t(sizeof(float)));
   start(c1_m, n2, float(-INF));
   start(c1_o, n2, float(-INF));
   start(c1_l, n2, double(0));
   start(c2, n2, double(0));
   start(c3, n2, double(0));
   start(c7, n2, double(0));
-  large_pages(y6, n2 * n1 * sizeof(float));
   start(y6, n2 * n1, float(0));
   start(c5_v, n2, float(-INF));
   start(c5_i, n2, int64_t(0));
@@ -158,16 +166,16 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             }
           }
 #pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int first = 0; first < nc; first += LANES) {
-            const int n = int(nc) - first < LANES ? int(nc) - first : LANES;
-            float h_c1[LANES]; fill(h_c1, float(-INF));
-            float h_c5[LANES]; fill(h_c5, float(-INF));
-            int w_c5[LANES]; fill(w_c5, 0);
-            float h_c6[LANES]; fill(h_c6, float(-INF));
+          for (int first = 0; first < nc; first += WIDE) {
+            const int n = int(nc) - first < WIDE ? int(nc) - first : WIDE;
+            float h_c1[WIDE]; fill(h_c1, float(-INF));
+            float h_c5[WIDE]; fill(h_c5, float(-INF));
+            int w_c5[WIDE]; fill(w_c5, 0);
+            float h_c6[WIDE]; fill(h_c6, float(-INF));
             for (int r0 = 0; r0 < nr; r0 += BLOCK) {
               for (int r = r0; r < nr && r < r0 + BLOCK; ++r) {
                 const float* q_t3 = t3 + r * C + first;
-                strips(n, [&](int c, int k) EACH {
+                apart(n, [&](int c, int k) EACH {
                   const float v3 = q_t3[c];
                   const float v4 = (v3 * 2.0f);
                   h_c1[k] = v4 > h_c1[k] ? v4 : h_c1[k];
@@ -184,7 +192,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             for (int k = 0; k < n; ++k) {
               c6[col0 + (first + k)] = max_(c6[col0 + (first + k)], h_c6[k]);
             }
-            float m_c1[LANES], delta_c1[LANES];
+            float m_c1[WIDE], delta_c1[WIDE];
             fill(m_c1, float(0));
             for (int k = 0; k < n; ++k) {
               const float old = c1_m[col0 + (first + k)], top = h_c1[k] > old ? h_c1[k] : old;
@@ -193,19 +201,19 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               c1_m[col0 + (first + k)] = top;
               c1_o[col0 + (first + k)] = old;
             }
-            float g_c1[LANES]; fill(g_c1, float(0));
-            double a_c1[LANES]; fill(a_c1, double(0));
-            float g_c3[LANES]; fill(g_c3, float(0));
-            double a_c3[LANES]; fill(a_c3, double(0));
-            float g_c7[LANES]; fill(g_c7, float(0));
-            double a_c7[LANES]; fill(a_c7, double(0));
-            float g_c2[LANES]; fill(g_c2, float(0));
-            double a_c2[LANES]; fill(a_c2, double(0));
+            float g_c1[WIDE]; fill(g_c1, float(0));
+            double a_c1[WIDE]; fill(a_c1, double(0));
+            float g_c3[WIDE]; fill(g_c3, float(0));
+            double a_c3[WIDE]; fill(a_c3, double(0));
+            float g_c7[WIDE]; fill(g_c7, float(0));
+            double a_c7[WIDE]; fill(a_c7, double(0));
+            float g_c2[WIDE]; fill(g_c2, float(0));
+            double a_c2[WIDE]; fill(a_c2, double(0));
             for (int r0 = 0; r0 < nr; r0 += BLOCK) {
               for (int r = r0; r < nr && r < r0 + BLOCK; ++r) {
                 const float* q_t3 = t3 + r * C + first;
                 float* o_w_c4 = w_c4 + r * C + first;
-                strips(n, [&](int c, int k) EACH {
+                apart(n, [&](int c, int k) EACH {
                   const float v3 = q_t3[c];
                   const float v4 = (v3 * 2.0f);
                   const float z_c1 = v4 - m_c1[k];

@@ -80,7 +80,12 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   float* const y5 = (float*)buf[8];
   const Shared shared(work, arg);
   large_pages(work, fuse_workspace(arg, outer));
-  large_pages(y4, n2 * n3 * sizeof(float));
+  large_pages(y0, n0 * n1 * int64_t(sizeof(float)));
+  large_pages(y1, n0 * n1 * int64_t(sizeof(float)));
+  large_pages(y2, n0 * n1 * int64_t(sizeof(float)));
+  large_pages(y3, n0 * n1 * n2 * int64_t(sizeof(float)));
+  large_pages(y4, n2 * n3 * int64_t(sizeof(float)));
+  large_pages(y5, n0 * n1 * int64_t(sizeof(float)));
   if (rows * cols == 0) start(y4, n2 * n3, float(0));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = 1 * groups;
@@ -189,6 +194,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             const bool v18 = (v13 == float(-INF));
             const float v19 = select_(v18, 0.0f, v13);
             const float v14 = float(c0_l[r]);
+            const auto i14 = inverse(v14);
             const int64_t v3 = l1[w1_row(r)];
             for (int first = 0; first < nc; first += CHUNK) {
               const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
@@ -209,7 +215,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                 h_c4[k] += v33;
                 const float v20 = (v9 - v13);
                 const float v21 = exp_(v20);
-                const float v22 = (v21 / v14);
+                const float v22 = over(v21, i14);
                 const bool v11 = (c == d3);
                 const float v23 = select_(v11, 1.0f, 0.0f);
                 const float v24 = (v22 - v23);

@@ -89,6 +89,13 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   float* const y6 = (float*)buf[9];
   const Shared shared(work, arg);
   large_pages(work, fuse_workspace(arg, outer));
+  large_pages(y0, n0 * n1 * int64_t(sizeof(float)));
+  large_pages(y1, n0 * n1 * int64_t(sizeof(float)));
+  large_pages(y2, n0 * n1 * int64_t(sizeof(float)));
+  large_pages(y3, n0 * n1 * int64_t(sizeof(float)));
+  large_pages(y4, n0 * n1 * int64_t(sizeof(int64_t)));
+  large_pages(y5, n0 * n1 * int64_t(sizeof(float)));
+  large_pages(y6, n0 * n1 * int64_t(sizeof(float)));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = 1 * groups;
   share_out(tasks, outer, [&](int64_t task, int64_t thread) {
