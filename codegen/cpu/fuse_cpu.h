@@ -247,6 +247,24 @@ template <class T> INLINE const T* line(const T* p, const Walk& w, int n, T* cop
   return copy;
 }
 
+// A tile by rows and columns, read along the columns: the memory itself, or a copy if only its rows are contiguous. Sixteen
+// columns of the copy are filled at a time, and its lines are of odd length, so that they do not share cache sets.
+template <class T> struct Tile {
+  const T* p;
+  Walk row, col;
+};
+template <class T> SHARED Tile<T> upright(const T* p, const Walk& row, const Walk& col, int nr, int nc, T* copy) {
+  if (row.table || col.table || row.stride != 1 || col.stride == 1) return {p, row, col};
+  const int64_t ld = nc + 16;
+  for (int j0 = 0; j0 < nc; j0 += 16)
+    for (int j = j0; j < nc && j < j0 + 16; ++j) {
+      const T* __restrict from = p + row.base + col(j);
+      T* __restrict to = copy + j;
+      for (int r = 0; r < nr; ++r) to[r * ld] = from[r];
+    }
+  return {copy, {0, ld, nullptr}, {0, 1, nullptr}};
+}
+
 // Asks for a line that a loop over `outer` will read some positions later: short lines are read faster than hardware
 // foresees them.
 template <class T> INLINE void ahead(const T* p, const Walk& outer, int64_t i, const Walk& w, int n) {

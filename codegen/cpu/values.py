@@ -216,28 +216,47 @@ class Values:
     def load(self, v: Value, load: Load, frame: Frame) -> str:
         base, strip = self.base(load, frame), frame.thing("strip")
         joint = self.ctx.joint(load)
+        tile = self.tile(load, frame)
         computed = [i for i in load.index if isinstance(i, Value)]
         extra = [f"{self.get(i, frame)} * l{load.number}_d{computed.index(i)}" for i in joint]
         dims = self.dims_of(load)
         along = strip.dim if isinstance(strip, Strip) and strip.dim in frame.bound and strip.dim in dims and not joint else ""
         others = [d for d in dims if d != along]
-        offsets = [f"{self.walk(load, d, frame)}({self.relative(d, frame)})" for d in others]
+        walks = {d: f"{tile}.{d}" if tile else self.walk(load, d, frame) for d in dims}
+        offsets = [f"{walks[d]}({self.relative(d, frame)})" for d in others]
         if not along:
             text = f"{base}[{' + '.join(offsets + extra) or '0'}]"
             return self.declare(v, frame, text, self.deepest(tuple(joint), frame) or self._frame_of(("base", base), frame))
-        ahead = (self.walk(load, others[-1], frame), self.relative(others[-1], frame)) if others else None
-        return self.line(v, load, offsets, ahead, frame)
+        ahead = (walks[others[-1]], self.relative(others[-1], frame)) if others else None
+        return self.line(v, load, f"{tile}.p" if tile else base, walks[along], offsets, ahead, frame)
+
+    def tile(self, load: Load, frame: Frame) -> str:
+        """The Tile of a load by rows and columns, read along the columns: a copy where its memory runs along the rows."""
+        strip, col = frame.thing("strip"), self.ctx.col
+        affine = all(isinstance(i, Affine) for i in load.index)
+        axes = [self.ctx.program.dims[d] for d in ("row", "col")]
+        if not affine or load.out.dims != ("row", "col") or not isinstance(strip, Strip) or strip.dim != "col" or col is None \
+                or [len(a) for a in axes] != [1, 1] or not {a for (a,) in axes} <= self.ctx.affine_axes(load):
+            return ""
+        name = f"l{load.number}"
+        if not frame.thing(("tile", name)):
+            walks = [self.walk(load, d, frame) for d in ("row", "col")]
+            count = f"({name}_{axes[1][0]} == 1 ? 0 : R * (C + 16))"
+            copy = self.ctx.task.take(f"{name}_tile_copy", self.ctx.ctype(load.out), count)
+            col.add(f"const auto {name}_tile = upright({name}, {walks[0]}, {walks[1]}, nr, nc, {copy});")
+            col.things["tile", name] = True
+        return f"{name}_tile"
 
     def _frame_of(self, key: object, frame: Frame) -> Frame | None:
         return next((f for f in frame.chain if key in f.things), None)
 
-    def line(self, v: Value, load: Load, offsets: list[str], ahead: tuple[str, str] | None, frame: Frame) -> str:
+    def line(self, v: Value, load: Load, base: str, walk: str, offsets: list[str], ahead: tuple[str, str] | None,
+             frame: Frame) -> str:
         """An element through a contiguous line along the strip: the memory itself, or a copy of it. `ahead`: the walk and
         the position of the loop around the strip, whose later lines are fetched meanwhile."""
         strip, beside = frame.thing("strip"), frame.parent
         assert isinstance(strip, Strip) and beside is not None
         name, ctype = f"l{load.number}", self.ctx.ctype(v)
-        walk = self.walk(load, strip.dim, frame)
         if strip.dim == "col" and v.dims == ("col",) and self.ctx.col is not None:
             if not frame.thing(("line", name)):
                 copy = self.ctx.task.take(f"{name}_copy", ctype, "C")
@@ -245,9 +264,9 @@ class Values:
                 self.ctx.col.things["line", name] = True
             return self.declare(v, frame, f"{name}_line[{strip.base} + {strip.index}]", None)
         if ("line", name) not in beside.things:
-            start = " + ".join([name, *offsets])
+            start = " + ".join([base, *offsets])
             if ahead is not None:
-                near = " + ".join([name, *offsets[:-1]])
+                near = " + ".join([base, *offsets[:-1]])
                 beside.add(f"ahead({near}, {ahead[0]}, {ahead[1]}, from({walk}, {strip.base}), {strip.count});")
             beside.add(f"{ctype} {name}_copy[{strip.limit}];",
                        f"const {ctype}* {name}_line = line({start}, from({walk}, {strip.base}), {strip.count}, {name}_copy);")

@@ -35,6 +35,7 @@ struct Task {
   float* w_c1;
   float* w_c3;
   bool* l1_copy;
+  bf16* l3_tile_copy;
   bf16* l4_copy;
   float* m27_col_i5_copy;
   int64_t bytes;
@@ -54,6 +55,7 @@ struct Task {
     w_c1 = arena.take<float>(R * C);
     w_c3 = arena.take<float>(R * C);
     l1_copy = arena.take<bool>(C);
+    l3_tile_copy = arena.take<bf16>((l3_i0 == 1 ? 0 : R * (C + 16)));
     l4_copy = arena.take<bf16>(C);
     m27_col_i5_copy = arena.take<float>(C * n5);
     bytes = arena.used;
@@ -100,6 +102,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
     float* const w_c1 = mine.w_c1;
     float* const w_c3 = mine.w_c3;
     bool* const l1_copy = mine.l1_copy;
+    bf16* const l3_tile_copy = mine.l3_tile_copy;
     bf16* const l4_copy = mine.l4_copy;
     float* const m27_col_i5_copy = mine.m27_col_i5_copy;
     const int64_t i2 = digit((task / groups), n3, n2);
@@ -144,6 +147,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           const Walk w1_col = {col0 * l1_i0, l1_i0, nullptr};
           const bool* l1_line = line(l1, w1_col, nc, l1_copy);
           const Walk w3_col = {col0 * l3_i0, l3_i0, nullptr};
+          const auto l3_tile = upright(l3, w3_row, w3_col, nr, nc, l3_tile_copy);
           const Walk w4_col = {col0 * l4_i0, l4_i0, nullptr};
           const bf16* l4_line = line(l4, w4_col, nc, l4_copy);
 #pragma omp parallel for num_threads(inner) if (inner > 1)
@@ -155,9 +159,9 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               float h_c0[LANES]; fill(h_c0, float(-INF));
               const int32_t d0 = near_(v0 - (col0 + first));
               const float* q_t18 = t18 + r * C + first;
-              ahead(l3, w3_row, r, from(w3_col, first), n);
+              ahead(l3_tile.p, l3_tile.row, r, from(l3_tile.col, first), n);
               bf16 l3_copy[CHUNK];
-              const bf16* l3_line = line(l3 + w3_row(r), from(w3_col, first), n, l3_copy);
+              const bf16* l3_line = line(l3_tile.p + l3_tile.row(r), from(l3_tile.col, first), n, l3_copy);
               strips(n, [&](int c, int k) EACH {
                 const bool v13 = (c <= d0);
                 const bool v14 = l1_line[first + c];
@@ -185,9 +189,9 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               float g_c0[LANES]; fill(g_c0, float(0));
               const int32_t d0 = near_(v0 - (col0 + first));
               const float* q_t18 = t18 + r * C + first;
-              ahead(l3, w3_row, r, from(w3_col, first), n);
+              ahead(l3_tile.p, l3_tile.row, r, from(l3_tile.col, first), n);
               bf16 l3_copy[CHUNK];
-              const bf16* l3_line = line(l3 + w3_row(r), from(w3_col, first), n, l3_copy);
+              const bf16* l3_line = line(l3_tile.p + l3_tile.row(r), from(l3_tile.col, first), n, l3_copy);
               float* o_w_c2 = w_c2 + r * C + first;
               float* o_w_c1 = w_c1 + r * C + first;
               float* o_w_c3 = w_c3 + r * C + first;
