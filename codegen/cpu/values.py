@@ -61,9 +61,9 @@ class Values:
         if not v.dims or not self.ctx.expensive(v) or set(v.dims) == set(frame.bound):
             return False
         strip = frame.thing("strip")
-        along = isinstance(strip, Strip) and strip.dim in frame.bound
-        if (self.ctx.walking and not (along and strip.dim in v.dims)) or (along and strip.dim not in v.dims):
-            return True        # vectors of it instead of one at a time
+        along = strip.dim if isinstance(strip, Strip) and strip.dim in frame.bound else ""
+        if along not in v.dims if along else self.ctx.walking:
+            return True
         outer = next(f for f in frame.chain if set(v.dims) <= set(f.bound))
         return set(outer.bound) != set(v.dims)
 

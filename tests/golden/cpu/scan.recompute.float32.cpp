@@ -50,6 +50,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   float* const y1 = (float*)buf[6];
   const Shared shared(work, arg);
   large_pages(work, fuse_workspace(arg, outer));
+  large_pages(y0, n0 * n2 * n3 * int64_t(sizeof(float)));
+  large_pages(y1, n0 * n1 * n2 * int64_t(sizeof(float)));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = n0 * n2 * groups;
   share_out(tasks, outer, [&](int64_t task, int64_t thread) {
@@ -86,6 +88,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               float* o_c0 = c0 + first;
               float l0_copy[CHUNK];
               const float* l0_line = line(l0, from(w0_i3, first), n, l0_copy);
+              ahead(l4, w4_col, j, from(w4_i3, first), n);
               float l4_copy[CHUNK];
               const float* l4_line = line(l4 + w4_col(j), from(w4_i3, first), n, l4_copy);
               float* o_t10 = t10 + n3 + j * n3 + first;
@@ -110,7 +113,8 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               double total12 = 0;
               for (int first = 0; first < n3; first += CHUNK) {
                 const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-                float h[LANES]; fill(h, float(0));
+                float h12[LANES]; fill(h12, float(0));
+                ahead(l1, w1_col, j, from(w1_i3, first), n);
                 float l1_copy[CHUNK];
                 const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
                 const float* q_t10 = t10 + n3 + j * n3 + first;
@@ -118,9 +122,9 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                   const float v1 = l1_line[c];
                   const float v10 = q_t10[c];
                   const float v11 = (v1 * v10);
-                  h[k] += v11;
+                  h12[k] += v11;
                 });
-                total12 += sum_of<double>(h);
+                total12 += sum_of<double>(h12);
               }
               t12[j] = total12;
             }
@@ -131,11 +135,12 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
             const float* q_t12 = t12 + first;
             float y1_line[CHUNK];
+            float* const y1_to = direct(y1 + i0 * y1_i0 + i2 * y1_i2, from(wy1_col, first), y1_line);
             strips(n, [&](int c, int k) EACH {
               const float v12 = q_t12[c];
-              y1_line[c] = v12;
+              y1_to[c] = v12;
             });
-            put(y1 + i0 * y1_i0 + i2 * y1_i2, from(wy1_col, first), n, y1_line);
+            if (y1_to == y1_line) put(y1 + i0 * y1_i0 + i2 * y1_i2, from(wy1_col, first), n, y1_to);
           }
         }
         put(y0 + i0 * y0_i0 + i2 * y0_i2, wy0_i3, n3, c0 + 0);
