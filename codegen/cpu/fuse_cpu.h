@@ -398,6 +398,10 @@ SHARED Mat<bf16> rounded(const Mat<float>& x, int64_t m, int64_t n, bf16* copy, 
 }
 template <class T> INLINE Mat<T> turned(Mat<T> a) { return {a.p, a.ld, !a.t}; }
 
+template <class T, class A> SHARED void add_to(const T* p, int64_t n, A* total) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) total[i] += A(p[i]);
+}
 // The first of `parts` blocks of n becomes the sum of all, in order.
 template <class T> SHARED void add_up(T* p, int64_t n, int64_t parts) {
   for (int64_t k = 1; k < parts; ++k) {

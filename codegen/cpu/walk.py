@@ -11,8 +11,10 @@ from fuse.codegen.cpu.context import Array
 from fuse.codegen.cpu.emit import Dims, Emitter
 from fuse.codegen.cpu.folds import Fold
 from fuse.codegen.cpu.frame import Frame
+from fuse.codegen.cpu.riders import Rider, Riders, Riding, states_of
 from fuse.codegen.cpu.spell import LOWEST
-from fuse.codegen.tile import Imaginary, Level, Load, Point, Reduce, Scan, Shift, Statement, TileProgram, Value, operands
+from fuse.codegen.cpu.values import Strip
+from fuse.codegen.tile import Imaginary, Level, Load, Point, Reduce, Scan, Shift, Statement, TileProgram, Update, Value, operands
 from fuse.codegen.walk import lanes_last
 
 FORWARD = "for (int j = 0; j < nc; ++j) {"
@@ -25,6 +27,7 @@ class WalkEmitter(Emitter):
         self.against = [s for s in program.rehearsal if isinstance(s, Scan) and s.reverse != program.reverse]
         self.against_states = [part for s in self.against for part in states_of(s)]
         self.passed = {s.x.id for s in program.statements() if isinstance(s, Shift)}
+        self.riders = Riders(program, self.below, self.repeated(program.levels[0]))
 
     # ---- passes over the columns ------------------------------------------------------------------------------------
 
@@ -39,7 +42,8 @@ class WalkEmitter(Emitter):
         col = self.columns(frame, self.program.reverse)
         for value, state in self.against_states:
             col.add(f"copy_to({self.entered(value, state)}, {self.size(value)}, {state});")
-        self.tile(level, [s for s in level.stores if s not in early], col)
+        apart = tuple(u for u in level.updates if u not in self.riders.all)
+        self.tile(replace(level, updates=apart), [s for s in level.stores if s not in early], col)
         self.leave(col)
         self.states.close_rows(frame, [s for s in self.program.states if s.name not in dict(self.against_states).values()])
         frame.close()
@@ -64,7 +68,7 @@ class WalkEmitter(Emitter):
             col.add(f"copy_to({state}, {self.size(value)}, {self.entered(value, state)});")
         for s in self.program.rehearsal:
             if isinstance(s, Scan) and s.out.id not in read:
-                self.scan(s, col, keep=False)
+                self.scan(s, col, alone=True)
             elif self.ctx.is_stored(s.out):
                 self.ensure(s.out)
         self.leave(col)
@@ -92,15 +96,17 @@ class WalkEmitter(Emitter):
 
     def ensure(self, value: Value) -> None:
         statement, home = self.program.defines[value.id], self.ctx.home(value)
-        if self.ctx.array(value, home) is not None:
+        if self.ctx.array(value, home) is not None or home.thing(("walked", value.id)):
             return
         match statement:
             case Scan():
-                self.scan(statement, home, keep=True)
+                self.scan(statement, home)
             case Imaginary():
                 self.ensure(statement.scan)
             case Shift():
                 self.shift(statement, home)
+            case Reduce() if value.id in self.riders.host:
+                self.ensure(self.riders.host[value.id])
             case Reduce():
                 self.reduce(statement, home, self.allocate(value, home))
             case Load() | Point():
@@ -134,25 +140,36 @@ class WalkEmitter(Emitter):
         assert array is not None
         home.things["array", s.out.id] = replace(array, start="" if s.by == 1 else array.stride("col"))
 
-    def scan(self, s: Scan, col: Frame, keep: bool) -> None:
-        """h = a h + b, one column after the other; `keep`: into arrays, else for the states alone."""
-        widths, arrays = self.widths(s.out), list[Array]()
-        for value, state in states_of(s):
-            array, count = self.longer(value, s.reverse)
-            arrays.append(array)
-            if keep and value.id in self.passed:
-                col.add(f"copy_to({state}, {count}, {array.name}{f' + nc * {count}' if s.reverse else ''});")
-            if keep:
-                col.things["array", value.id] = array
+    def scan(self, s: Scan, col: Frame, alone: bool = False) -> None:
+        """h = a h + b, one column after the other, and the sums that ride along; `alone`: for the states only."""
+        widths, parts = self.widths(s.out), states_of(s)
+        col.things["walked", s.out.id] = True
+        keep = not alone and s.out.id not in self.riders.spent
+        arrays = [self.kept(s, value, state, col) for value, state in parts] if keep else []
+        riding = [] if alone else [self.board(r, col) for r in self.riders.of(s)]
         each = self.nests.outer(col, widths[:-1], parallel=False).open(BACKWARD if s.reverse else FORWARD, {"col": "j"})
-        body = self.nests.strip(self.nests.chunk(each, widths[-1]), widths[-1]) if widths else each
-        old = [self.nests.target(self.states.array(state), body) for _, state in states_of(s)]
-        new = self.recurrence(s, old, body)
-        for k, (value, _) in enumerate(states_of(s)):
-            body.add(f"const {self.ctx.ctype(value)} h{value.id} = {new[k]};")
-        for k, (value, _) in enumerate(states_of(s)):
+        chunk = self.nests.chunk(each, widths[-1]) if widths else each
+        for r in riding:
+            self.lanes(r, chunk, widths)
+        body = self.nests.strip(chunk, widths[-1]) if widths else each
+        old = [self.nests.target(self.states.array(state), body) for _, state in parts]
+        for (value, _), new in zip(parts, self.recurrence(s, old, body), strict=True):
+            body.add(f"const {self.ctx.ctype(value)} h{value.id} = {new};")
+        for k, (value, _) in enumerate(parts):
             body.add(f"{old[k]} = h{value.id};", *([f"{self.nests.target(arrays[k], body)} = h{value.id};"] if keep else []))
+            body.names[value.id] = f"h{value.id}"
+        for r in riding:
+            self.add_to(r, body)
         self.nests.close(body, col)
+        for r in riding:
+            self.alight(r, col)
+
+    def kept(self, s: Scan, value: Value, state: str, col: Frame) -> Array:
+        array, count = self.longer(value, s.reverse)
+        if value.id in self.passed:
+            col.add(f"copy_to({state}, {count}, {array.name}{f' + nc * {count}' if s.reverse else ''});")
+        col.things["array", value.id] = array
+        return array
 
     def recurrence(self, s: Scan, old: list[str], body: Frame) -> list[str]:
         def name(value: Value | None) -> str:
@@ -165,6 +182,48 @@ class WalkEmitter(Emitter):
             return [f"{h} + {b}" for h, b in zip(old, summands, strict=True)]
         a, i = name(s.a), name(s.imaginary.a)
         return [f"{a} * {re} - {i} * {im} + {summands[0]}", f"{a} * {im} + {i} * {re} + {summands[1]}"]
+
+    # ---- sums that ride along with a scan ---------------------------------------------------------------------------
+
+    def board(self, rider: Rider, col: Frame) -> Riding:
+        """Where it adds up: the array of an inner sum, float32 of this tile for a carry over the columns, else the carry."""
+        if isinstance(rider, Reduce):
+            array = self.allocate(rider.out, col)
+            col.add(f"start({array.name} + {array.offset({}) }, {self.elements(array)}, {array.ctype}(0));")
+            col.things["array", rider.out.id] = array
+            return Riding(rider, rider.x, array)
+        state, value = self.program.state(rider.state), rider.value
+        assert value is not None
+        array = self.states.array(rider.state)
+        if rider.over == ("col",):
+            array, count = self.ctx.row_major(f"s_{state.name}", self.ctx.ctype(value), state.dims)
+            self.ctx.task.take(array.name, array.ctype, count)
+            col.add(f"start({array.name}, {count}, {array.ctype}(0));")
+        return Riding(rider, value, array)
+
+    def elements(self, array: Array) -> str:
+        return " * ".join(map(self.ctx.capacity, array.layout))
+
+    def lanes(self, r: Riding, chunk: Frame, widths: Dims) -> None:
+        """Lanes for a sum along the strip, added up where it ends."""
+        if widths and widths[-1] in r.rider.over:
+            chunk.add(f"{self.ctx.ctype(r.value)} {r.name}[LANES]; fill({r.name}, {self.ctx.ctype(r.value)}(0));")
+
+    def add_to(self, r: Riding, body: Frame) -> None:
+        strip, value = body.thing("strip"), self.values.get(r.value, body)
+        if isinstance(strip, Strip) and strip.dim in r.rider.over:
+            assert body.parent is not None
+            body.add(f"{r.name}[k] += {value};")
+            target = r.array.at({d: i for d, i in body.parent.bound.items() if d in r.array.layout})
+            body.after.append(f"{target} += sum_of<{r.array.ctype}>({r.name});")
+        else:
+            body.add(f"{self.nests.target(r.array, body)} += {value};")
+
+    def alight(self, r: Riding, col: Frame) -> None:
+        if isinstance(r.rider, Update) and r.rider.over == ("col",):
+            state = self.states.array(r.rider.state)
+            total = " * ".join(map(self.ctx.capacity, state.layout)) or "1"
+            col.add(f"add_to({r.array.name}, {total}, {state.name});")
 
     def reduce(self, s: Reduce, home: Frame, array: Array) -> None:
         """Along the strip, or across it: whichever keeps the strip contiguous in memory."""
@@ -199,7 +258,3 @@ class WalkEmitter(Emitter):
         else:
             super().fold(dims, over, fold, col)
 
-
-def states_of(s: Scan) -> list[tuple[Value, str]]:
-    """(value, state) of a scan: of both parts of a complex one."""
-    return [(s.out, s.state), *([(s.imaginary.out, s.imaginary.state)] if s.imaginary else [])]

@@ -21,14 +21,12 @@ struct Shared {
 
 struct Task {
   float* c0;
-  float* t10;
   float* t12;
   int64_t bytes;
   Task(char* base, const int64_t* arg) {
     UNPACK;
     Arena arena{base};
     c0 = arena.take<float>(n3);
-    t10 = arena.take<float>((C + 1) * n3);
     t12 = arena.take<float>(C);
     bytes = arena.used;
   }
@@ -57,7 +55,6 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   share_out(tasks, outer, [&](int64_t task, int64_t thread) {
     const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);
     float* const c0 = mine.c0;
-    float* const t10 = mine.t10;
     float* const t12 = mine.t12;
     const int64_t i0 = digit((task / groups), n2, n0);
     const int64_t i2 = digit((task / groups), 1, n2);
@@ -77,21 +74,26 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         start(c0, n3, float(0));
         for (int64_t col0 = 0; col0 < cols; col0 += C) {
           const int nc = int(cols - col0 < C ? cols - col0 : C);
+          start(t12 + 0, C, float(0));
           const Walk w2_col = {col0 * l2_i1, l2_i1, nullptr};
           const Walk w3_col = {col0 * l3_i1, l3_i1, nullptr};
           const Walk w4_col = {col0 * l4_i1, l4_i1, nullptr};
+          const Walk w1_col = {col0 * l1_i1, l1_i1, nullptr};
           for (int j = 0; j < nc; ++j) {
             const float v2 = l2[w2_col(j)];
             const float v6 = l3[w3_col(j)];
             for (int first = 0; first < n3; first += CHUNK) {
               const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
+              float r_12[LANES]; fill(r_12, float(0));
               float* o_c0 = c0 + first;
               float l0_copy[CHUNK];
               const float* l0_line = line(l0, from(w0_i3, first), n, l0_copy);
               ahead(l4, w4_col, j, from(w4_i3, first), n);
               float l4_copy[CHUNK];
               const float* l4_line = line(l4 + w4_col(j), from(w4_i3, first), n, l4_copy);
-              float* o_t10 = t10 + n3 + j * n3 + first;
+              ahead(l1, w1_col, j, from(w1_i3, first), n);
+              float l1_copy[CHUNK];
+              const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
               strips(n, [&](int c, int k) EACH {
                 const float v0 = l0_line[c];
                 const float v3 = (v2 * v0);
@@ -102,31 +104,11 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                 const float v9 = (v2 * v8);
                 const float h10 = v5 * o_c0[c] + v9;
                 o_c0[c] = h10;
-                o_t10[c] = h10;
+                const float v1 = l1_line[c];
+                const float v11 = (v1 * h10);
+                r_12[k] += v11;
               });
-            }
-          }
-          const Walk w1_col = {col0 * l1_i1, l1_i1, nullptr};
-          {
-#pragma omp parallel for num_threads(inner) if (inner > 1)
-            for (int j = 0; j < nc; ++j) {
-              double total12 = 0;
-              for (int first = 0; first < n3; first += CHUNK) {
-                const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-                float h12[LANES]; fill(h12, float(0));
-                ahead(l1, w1_col, j, from(w1_i3, first), n);
-                float l1_copy[CHUNK];
-                const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
-                const float* q_t10 = t10 + n3 + j * n3 + first;
-                strips(n, [&](int c, int k) EACH {
-                  const float v1 = l1_line[c];
-                  const float v10 = q_t10[c];
-                  const float v11 = (v1 * v10);
-                  h12[k] += v11;
-                });
-                total12 += sum_of<double>(h12);
-              }
-              t12[j] = total12;
+              t12[j] += sum_of<float>(r_12);
             }
           }
           const Walk wy1_col = {col0 * y1_i1, y1_i1, nullptr};
