@@ -35,12 +35,13 @@ def fuse(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = N
     """
     chosen = Options.parse(options, mode)
     spare: list[GraphModule] = []
-    report = fuse_graph(gm, chosen, lambda: spare.append(private.untouched_copy(gm)))
-    _check_required(report, chosen)
+    report = GraphReport(nodes=len(gm.graph.nodes))
     try:
+        fuse_graph(gm, chosen, lambda: spare.append(private.untouched_copy(gm)), report)
+        _check_required(report, chosen)
         compiled = finish(gm, example_inputs, chosen, edited=bool(spare))
     except Exception as error:
-        if private.steers_dynamo(error) or not spare:
+        if private.steers_dynamo(error) or isinstance(error, FuseError) or not spare:
             raise
         report.give_up(miss_of(error))
         fail(report.misses[-1], chosen.strict, "The whole graph is compiled without fuse.", error)
@@ -49,9 +50,13 @@ def fuse(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = N
     return compiled
 
 
-def fuse_graph(gm: GraphModule, options: Options, before_edit: Callable[[], None] = lambda: None) -> GraphReport:
-    """Fuses what can be fused in `gm`, in place. `before_edit` is called once, if anything is going to change."""
-    report = GraphReport(nodes=len(gm.graph.nodes))
+def fuse_graph(gm: GraphModule, options: Options, before_edit: Callable[[], None] = lambda: None,
+               report: GraphReport | None = None) -> GraphReport:
+    """Fuses what can be fused in `gm`, in place, and adds it to the report.
+
+    `before_edit` is called once, if anything is going to change.
+    """
+    report = GraphReport(nodes=len(gm.graph.nodes)) if report is None else report
     planned = [(body, region) for body in bodies(gm) for region in _planned(body, options, report)]
     if not planned:
         return report

@@ -66,7 +66,7 @@ class GraphReport:
 
     def give_up(self, miss: Miss) -> None:
         """Everything that was fused is undone."""
-        self.misses.extend(Miss(miss.code, region.where, miss.detail) for region in self.regions)
+        self.misses += [Miss(miss.code, region.where, miss.detail) for region in self.regions] or [miss]
         self.regions.clear()
 
     def line(self) -> str:

@@ -42,9 +42,10 @@ def heads_last(n: int, m: int) -> list[torch.Tensor]:
     return [leaf(B, n, H, D), leaf(B, m, H, D), leaf(B, m, H, D)]
 
 
-def form(make: Callable[[int, int], list[torch.Tensor]] = heads_first, **settings: Any) -> Callable[..., Any]:
+def form(make: Callable[[int, int], list[torch.Tensor]] = heads_first, *, into: dict[str, Form] = FORMS,
+         **settings: Any) -> Callable[..., Any]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        FORMS[function.__name__] = Form(function.__name__, function, make, **settings)
+        into[function.__name__] = Form(function.__name__, function, make, **settings)
         return function
     return register
 

@@ -11,8 +11,9 @@ from fuse.backend import fuse_graph
 from fuse.options import Options
 from tests.forms_attention import FORMS, Form
 from tests.frontend.tracing import Float64, capture
-from tests.plain import quick_builds, without_aot, without_inductor  # noqa: F401 (fixtures)
+from tests.plain import plain_kernels, quick_builds, without_aot, without_inductor  # noqa: F401 (fixtures)
 from tests.test_forms import SLACK, error, outputs_and_gradients
+from tests.traps_attention import TRAPS
 
 SMALL = {"row": 8, "col": 16}      # several tiles each way, the last of them partly filled
 
@@ -69,9 +70,19 @@ def test_form_in_optimised_kernels(name, without_inductor):  # noqa: F811
     assert judge(FORMS[name].function, arguments(FORMS[name])) == FORMS[name].regions
 
 
-@pytest.mark.parametrize("name", [n for n, f in FORMS.items() if f.misses])
-def test_a_refusal_says_why(name):
-    form = FORMS[name]
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_trap_keeps_its_meaning(name, plain_kernels, without_aot):  # noqa: F811
+    assert judge(TRAPS[name].function, arguments(TRAPS[name])) == TRAPS[name].regions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_trap_keeps_its_meaning_in_kernels(name, quick_builds, without_aot):  # noqa: F811
+    assert judge(TRAPS[name].function, arguments(TRAPS[name], n=33, m=33)) == TRAPS[name].regions
+
+
+@pytest.mark.parametrize("form", [f for f in (*FORMS.values(), *TRAPS.values()) if f.misses], ids=lambda form: form.name)
+def test_a_refusal_says_why(form):
 
     def look(gm, inputs):
         return [m.code for m in fuse_graph(gm, Options(min_virtual_bytes=0)).misses]

@@ -250,6 +250,25 @@ def test_a_graph_that_inductor_refuses_is_compiled_untouched(kernels, monkeypatc
         compiled()(*data())
 
 
+def test_a_graph_that_is_left_half_edited_is_compiled_untouched(kernels, monkeypatch):
+    import fuse.frontend.splice as splicing
+
+    splice, calls = splicing.splice, []
+
+    def second_fails(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyError("node")
+        return splice(*args, **kwargs)
+    monkeypatch.setattr(splicing, "splice", second_fails)
+
+    def twice(h, W, y):
+        return step(h, W, y) + step(h.cos(), W, y)
+    with pytest.warns(FuseWarning, match="whole graph"):
+        check(twice, data(), torch.compile(twice, backend="fuse"), fused=0)
+    assert counters["fuse"]["declined"] == 1
+
+
 def test_dynamos_control_flow_passes_through(kernels, monkeypatch):
     calls = []
 

@@ -63,6 +63,18 @@ def test_the_call_takes_the_place_of_the_region():
     assert call.meta["stack_trace"] and all(n.meta.get("stack_trace", "") is not None for n in gm.graph.nodes)
 
 
+def test_an_input_that_another_region_has_taken_is_refused():
+    gm = capture(lambda h, W, y: F.cross_entropy(F.linear(h.cos(), W), y), *head())
+    inputs, exits = loss_region(gm)
+    (cosine,) = nodes(gm, "cos")
+    before = gm.graph.python_code("self").src
+    other = gm.graph.call_function(torch.cos, (cosine.args[0],))
+    gm.graph.erase_node(other)
+    miss = splice(gm.graph, [*inputs, other], exits, key="k")
+    assert isinstance(miss, Miss) and miss.code == "OTHER_USER" and "another region" in str(miss)
+    assert gm.graph.python_code("self").src == before
+
+
 def test_what_is_read_by_others_stays():
     gm, _ = spliced(lambda h, W, y: (F.cross_entropy(F.linear(h, W), y.clamp(max=3)), y.clamp(max=3) + 1), *head())
     assert targets(gm).count("clamp") == 2

@@ -293,6 +293,9 @@ def _groups(shadow: Shadow, closures: list[tuple[fx.Node, set[fx.Node]]]) -> tup
             widest = max(leaving, key=lambda n: (elements(n) or 0, shadow.position[n]))
             miss = _without_rule(shadow, widest, g.virtual)
             misses.append(_exits_too_big(g, _total(leaving), total) if miss is None else miss)
+    given = anchors & {u for g in kept for u in g.users}
+    if given:      # an anchor made of another group's values is what leaves that group, and stored
+        return _groups(shadow, [(a, nodes) for a, nodes in closures if a not in given])
     return _join(kept, lambda a, b: bool((a.users & (b.users | b.virtual) | (a.virtual & b.users)) - anchors)), misses
 
 

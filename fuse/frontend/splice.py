@@ -45,6 +45,8 @@ def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str
     """
     moved = {} if moved is None else moved
     inputs = [moved.get(n, n) for n in inputs]
+    if not set(graph.nodes).issuperset((*inputs, *exits)):
+        return Miss("OTHER_USER", where(exits[0]), "another region has taken what this one reads or gives")
     raise_inputs(graph, inputs, exits, between(inputs, exits))
     place = find_place(graph, inputs, exits)
     if isinstance(place, Miss):
