@@ -33,6 +33,16 @@ def load_tokens(vocabulary: int) -> np.ndarray:
     return tokens
 
 
+def load_bytes(count: int) -> np.ndarray:
+    """The first `count` bytes of the corpus, uint8: no vocabulary has to be made for them."""
+    found = bytearray()
+    for text in _texts():
+        found += text.encode()
+        if len(found) >= count:
+            break
+    return np.frombuffer(bytes(found[:count]), np.uint8)
+
+
 def _tokenise(texts: list[str], vocabulary: int) -> np.ndarray:
     from tokenizers import ByteLevelBPETokenizer
 

@@ -26,13 +26,19 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
         graph = graph.graph
     options = options or Options()
     candidates, misses = find_candidates(graph, options.virtual_floor)
-    cascades, more = find_cascades(graph, candidates, options.virtual_floor)
-    candidates += cascades
-    misses += more
+    alone = len(candidates) == 1
+    found, refused = _import_all(candidates, options, alone)
+    cascades, unpaid = find_cascades(graph, [i.candidate for i in found], options.virtual_floor)    # of what is left
+    more, failed = _import_all(cascades, options, alone)
+    return found + more, misses + unpaid + refused + failed
+
+
+def _import_all(candidates: list[Candidate], options: Options, alone: bool) -> tuple[list[Imported], list[Miss]]:
     found: list[Imported] = []
+    misses: list[Miss] = []
     for candidate in candidates:
         try:
-            imported = _imported(candidate, options, alone=len(candidates) == 1)
+            imported = _imported(candidate, options, alone)
         except Exception as error:    # a candidate that breaks the importer costs that candidate alone
             imported = miss_of(error, candidate.where)
         if isinstance(imported, Miss):

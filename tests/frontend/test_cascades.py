@@ -49,6 +49,17 @@ def test_a_chain_is_one_region(function):
     assert not misses and len(region.inputs) == 3 and len(region.exits) == 1 and not region.anchors
 
 
+def test_a_chain_behind_one_projection_for_all_three():
+    """The projection is three times its operand, and so a candidate of its own; refused, it leaves the chain to itself."""
+    def f(x, w):
+        q, k, v = F.linear(x, w).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        return flow(q, k, v).transpose(1, 2).flatten(2)
+    weight = torch.nn.Parameter(torch.randn(96, 32))
+    regions, misses = look(f, [torch.randn(2, 512, 32, requires_grad=True), weight], Options(min_virtual_bytes=32 << 10))
+    assert "TARGET_LACKS" in [m.code for m in misses]
+    assert [(r.anchors, [n.name for n in r.inputs]) for r in regions] == [((), ["linear"])]
+
+
 def test_a_map_that_somebody_else_reads_stays_outside():
     def f(q, k, v):
         k = k.sigmoid()
