@@ -18,7 +18,7 @@ from fuse.ir.expr import Axis, Expr
 from fuse.ir.index import Affine, affine
 from fuse.ir.ops import union
 from fuse.ir.program import Output, Term
-from fuse.ir.size import Size
+from fuse.ir.size import Size, product
 
 if TYPE_CHECKING:
     from fuse.ir.evaluate import Code, Evaluator
@@ -124,40 +124,53 @@ def read_code(node: Expr) -> Code:
     return run
 
 
-Box = tuple[tuple[Axis | None, Size], ...]
+Box = tuple[tuple[tuple[Axis, ...], Size], ...]
 
 
 @lru_cache(maxsize=4096)
 def box(index: tuple[Expr, ...], shape: tuple[Size, ...]) -> Box | None:
-    """(axis, offset) of every dimension, if the index walks once through a box that provably lies inside `shape`.
+    """(axes, offset) of every dimension, if the index walks once through a box that provably lies inside `shape`.
 
-    No axis: the dimension is addressed at the offset alone.
+    No axis: the dimension is addressed at the offset alone. Several: the digits of the position, outermost first.
     """
-    found: list[tuple[Axis | None, Size]] = []
+    found: list[tuple[tuple[Axis, ...], Size]] = []
     for at, extent in zip(index, shape, strict=True):
         form = affine(at)
-        if form is None or (form.terms and form.single is None):
+        axes = None if form is None else _digits(form)
+        if form is None or axes is None:
             return None
-        reach = form.single.extent if form.single is not None else Size.of(1)
-        if not form.offset.nonnegative() or not (extent - form.offset - reach).nonnegative():
+        if not form.offset.nonnegative() or not (extent - form.offset - product(a.extent for a in axes)).nonnegative():
             return None
-        found.append((form.single, form.offset))
-    axes = [axis for axis, _ in found if axis is not None]
-    return tuple(found) if len(set(axes)) == len(axes) else None
+        found.append((axes, form.offset))
+    every = [axis for axes, _ in found for axis in axes]
+    return tuple(found) if len(set(every)) == len(every) else None
+
+
+def _digits(form: Affine) -> tuple[Axis, ...] | None:
+    """The axes of `12 i + 4 j + k`, outermost first, if each coefficient is the product of the extents inside it."""
+    rest, inside, found = dict(form.terms), Size.of(1), list[Axis]()
+    while rest:
+        axis = next((a for a, c in rest.items() if c == inside), None)
+        if axis is None:
+            return None
+        del rest[axis]
+        found.insert(0, axis)
+        inside = inside * axis.extent
+    return tuple(found)
 
 
 def _boxed(term: Term, shape: tuple[Size, ...], ev: Evaluator) -> Tensor | None:
     """The term alone, zero elsewhere, if its index walks through a box: plain torch operations on any kind of tensor."""
     found = box(term.index, shape)
-    axes = tuple(axis for axis, _ in found if axis is not None) if found is not None else ()
+    axes = tuple(axis for inside, _ in found for axis in inside) if found is not None else ()
     if found is None or not set(term.value.axes) <= set(axes):
         return None
     x = expand(ev.value(term.value), term.value.axes, axes, [ev.count(a) for a in axes])
+    if any(len(inside) != 1 for inside, _ in found):
+        x = x.reshape([ev.extent(product(a.extent for a in inside)) for inside, _ in found])
     around: list[int] = []
-    for dim, ((axis, offset), extent) in enumerate(zip(found, shape, strict=True)):
-        if axis is None:
-            x = x.unsqueeze(dim)
-        after = extent - offset - (Size.of(1) if axis is None else axis.extent)
+    for (inside, offset), extent in zip(found, shape, strict=True):
+        after = extent - offset - product(a.extent for a in inside)
         around[:0] = [ev.extent(offset), ev.extent(after)]    # torch's pad takes the last dimension first
     return torch.nn.functional.pad(x, around) if any(type(n) is not int or n for n in around) else x
 

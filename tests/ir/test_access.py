@@ -10,6 +10,8 @@ from fuse.ir.program import Output, Term
 from fuse.ir.size import Size
 
 T, D = Axis("t", Size.of("T") - 1), Axis("d", Size.of(4))
+H = Axis("h", Size.of(3))
+PACKED = make("add", make("mul", iota(H), const(4, "int64")), iota(D))
 FULL = (Size.of("T"), Size.of(4))
 ONE = const(1, "int64")
 I = read(Buffer("i", "int64", (Size.of("T") - 1,)), T)
@@ -17,7 +19,9 @@ I = read(Buffer("i", "int64", (Size.of("T") - 1,)), T)
 
 @pytest.mark.parametrize("index, shape", [
     ((iota(T), iota(D)), FULL), ((iota(T) + 1, iota(D)), FULL), ((iota(D), iota(T)), (Size.of(5), Size.of("T"))),
-    ((iota(T), ONE), FULL), ((), ()),
+    ((iota(T), ONE), FULL), ((), ()), ((iota(T), PACKED), (Size.of("T"), Size.of(12))),
+    ((iota(T), PACKED + 12), (Size.of("T"), Size.of(36))), ((make("add", make("mul", iota(T), const(4, "int64")), iota(D)),),
+                                                            (Size.of("T") * 4,)),
 ])
 def test_boxes(index, shape):
     assert box(index, shape) is not None
@@ -31,6 +35,10 @@ def test_boxes(index, shape):
     ((I, iota(D)), FULL),                                # goes by data
     ((iota(T), const(4, "int64")), FULL),                # a column that is not there
     ((iota(T), iota(D)), (Size.of("U"), Size.of(4))),    # nobody says that T - 1 <= U
+    ((PACKED + 1,), (Size.of(12),)),                     # one beyond the end
+    ((PACKED, iota(D)), (Size.of(12), Size.of(4))),      # a diagonal through the packed dimension
+    ((iota(H) * 3 + iota(D),), (Size.of(12),)),          # digits that overlap
+    ((iota(H) * 5 + iota(D),), (Size.of(14),)),          # digits with gaps
 ])
 def test_what_is_not_a_box(index, shape):
     assert box(index, shape) is None
@@ -49,3 +57,13 @@ def test_a_box_is_placed_where_a_scatter_would_place_it(index):
     torch.testing.assert_close(boxed, evaluate_output(Output(out, (Term(through_data, scatter),)), env, sizes))
     twice = evaluate_output(Output(out, (Term(index, value), Term(through_data, scatter))), env, sizes)
     torch.testing.assert_close(twice, boxed * 2)
+
+
+def test_a_packed_dimension_is_filled_digit_by_digit():
+    """Keys between queries and values, as the gradient of one projection for all three."""
+    x = torch.randn(3, 6, 4)
+    value = read(Buffer("x", "float32", (H.extent, T.extent, D.extent)), H, T, D)
+    output = Output(Buffer("out", "float32", (Size.of("T"), Size.of(36))), (Term((iota(T), PACKED + 12), value),))
+    want = torch.zeros(7, 36)
+    want[:6, 12:24] = x.permute(1, 0, 2).flatten(1)
+    torch.testing.assert_close(evaluate_output(output, {"x": x}, {"T": 7}), want)
