@@ -1,5 +1,6 @@
 # Every target sets itself up: a virtual environment in .venv, made again only when what it depends on has changed.
 #   make demo    train a small language model three ways and compare      (DEMO="--steps 20 --arms eager,fuse")
+#   make flowformer  the same with linear attention                     (FLOWFORMER="--tasks digits --steps 20")
 #   make test    the test suite                                           (TESTS="tests/test_packaging.py -x")
 #   make slow    the long sweeps
 #   make check   ruff and mypy
@@ -10,10 +11,13 @@ JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test slow check clean
+.PHONY: demo flowformer test slow check clean
 
 demo: $(READY)
 	$(BIN)/python examples/train_lm.py $(DEMO)
+
+flowformer: $(READY)
+	$(BIN)/python examples/flowformer.py $(FLOWFORMER)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
