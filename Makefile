@@ -1,6 +1,6 @@
 # Every target sets itself up: a virtual environment in .venv, made again only when what it depends on has changed.
 #   make demo    train a small language model three ways and compare      (DEMO="--steps 20 --arms eager,fuse")
-#   make flowformer  the same with linear attention                     (FLOWFORMER="--tasks digits --steps 20")
+#   make flowformer  the same for linear attention                        (FLOWFORMER="--tasks digits --steps 20")
 #   make test    the test suite                                           (TESTS="tests/test_packaging.py -x")
 #   make slow    the long sweeps
 #   make check   ruff and mypy
