@@ -1,4 +1,5 @@
-"""From torch.compile to numbers with the Triton target: the forms of `forms_vocab`, their kernels interpreted."""
+"""From torch.compile to numbers with the Triton target: the forms of `forms_vocab` and of attention, their kernels
+interpreted."""
 from __future__ import annotations
 
 import pytest
@@ -16,3 +17,12 @@ def test_forms() -> None:
 @pytest.mark.parametrize("variant", ["slab", "recompute", "columns", "symbols"])
 def test_every_form(variant: str) -> None:
     run_interpreted("forms.py", "-m", "slow", "-k", f"test_every_form and {variant}", timeout=1800)
+
+
+def test_attention() -> None:
+    run_interpreted("attention.py", timeout=600)
+
+
+@pytest.mark.slow
+def test_every_attention() -> None:
+    run_interpreted("attention.py", "-m", "slow", timeout=1800)
