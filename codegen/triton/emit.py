@@ -39,8 +39,10 @@ def dot_dtype(program: TileProgram, *operands_: Value) -> str:
 class Tiles:
     """Emits values. `ranges` says what each dim stands for at the moment; a contraction rebinds its own dims."""
 
-    def __init__(self, program: TileProgram, split: frozenset[str], precision: str):
-        self.program, self.split, self.precision = program, split, precision
+    def __init__(self, program: TileProgram, split: frozenset[str], precision: str, folded: frozenset[str] | None = None):
+        """`split`: the free dims along which dots loop; `folded`: those along which other sums and maxima do, if others."""
+        self.program, self.precision = program, precision
+        self.split, self.fold = split, split if folded is None else folded
         self.arguments = Arguments()
         self.prologue, self.ranges = Block(1), dict[str, Range]()
         self.axis_dim = {axis: dim for dim, axes in program.dims.items() for axis in axes}
@@ -298,11 +300,11 @@ class Tiles:
     # ---- contractions -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def contraction(self, k: Order, outer: Block) -> Iterator[tuple[Block, list[Range]]]:
-        """Ranges for the dims `k`: a loop for each that the schedule splits, all of it otherwise."""
+    def contraction(self, k: Order, split: frozenset[str], outer: Block) -> Iterator[tuple[Block, list[Range]]]:
+        """Ranges for the dims `k`: a loop for each in `split`, all of it otherwise."""
         block, ranges, loops = outer, list[Range](), list[tuple[Block, str, Block]]()
         for dim in k:
-            if dim not in self.split:
+            if dim not in split:
                 ranges.append(self.whole(dim))
                 continue
             n, extent = dim[1:], self.extent(dim)
@@ -330,7 +332,7 @@ class Tiles:
         kind = dot_dtype(self.program, s.a, s.b)
         sizes = f"[{self.range(m[0]).size}, {self.range(n[0]).size}]"
         start = f"tl.zeros({sizes}, tl.float32)"
-        with self.contraction(s.k, outer) as (block, ranges):
+        with self.contraction(s.k, self.split, outer) as (block, ranges):
             left = self.dot_operand(a, (*m, *s.k), kind, ranges)
             right = self.dot_operand(b, (*s.k, *n), kind, ranges)
             if block is outer:
@@ -378,7 +380,7 @@ class Tiles:
         if len(inner) > 3:
             raise refuse(f"a tile of {len(inner)} dimensions")
         acc = self.name("r")
-        with self.contraction(over, outer) as (block, ranges):
+        with self.contraction(over, self.fold, outer) as (block, ranges):
             mask = " & ".join(fit(r.mask, (r.dim,), inner) for r in ranges)
             part = f"tl.where({mask}, {body()}, {rest})"
             for axis in reversed(range(len(order), len(inner))):

@@ -91,7 +91,8 @@ class _Sweep:
     def __init__(self, program: TileProgram, schedule: Schedule):
         self.program, self.schedule = program, schedule
         deep = contracted_dims(program) if schedule.extent("deep") else frozenset()
-        self.tiles = t = Tiles(program, deep, str(schedule.knob("precision", "ieee")))
+        folded = deep if has_rows(program) else frozenset[str]()
+        self.tiles = t = Tiles(program, deep, str(schedule.knob("precision", "ieee")), folded)
         args = t.arguments
         for scalar in SCALARS:
             args(scalar, "scalar", scalar)
@@ -113,13 +114,12 @@ class _Sweep:
         self.after = Block(1)
 
     def chunk(self) -> str | None:
-        """Binds the one free dim that the schedule cuts into chunks over program_id(1)."""
+        """Binds the free dim that the schedule cuts into chunks over program_id(1)."""
         if not self.schedule.knob("chunk"):
             return None
-        widths = sorted({d for s in self.program.states for d in s.dims if d not in ("row", "col")})
-        if len(widths) != 1:
-            raise refuse(f"chunks of {len(widths)} width axes")
-        (dim,), t = widths, self.tiles
+        dim, t = chunked_dim(self.program), self.tiles
+        if dim is None:
+            raise refuse("chunks of accumulators that differ in their widths")
         n = dim[1:]
         t.arguments.constant(f"W{n}", "knob", "chunk")
         t.arguments.constant(f"EVEN_W{n}", "even", dim, f"W{n}")
@@ -221,9 +221,24 @@ def contracted_dims(program: TileProgram) -> frozenset[str]:
     return frozenset(d for dims in over for d in dims)
 
 
+def chunked_dim(program: TileProgram) -> str | None:
+    """The width that can be cut into chunks: the last one of the widest accumulators, if that is one dim. Every chunk's
+    program computes what does not have it."""
+    widths = [tuple(d for d in s.dims if d not in ("row", "col")) for s in program.states]
+    most = max(map(len, widths), default=0)
+    last = {w[-1] for w in widths if w and len(w) == most}
+    return last.pop() if len(last) == 1 else None
+
+
+def has_rows(program: TileProgram) -> bool:
+    """Does any tile have a row dim? Without one a program walks columns alone, each as wide as what is kept of it."""
+    return any("row" in dims for dims in tiles(program)[1:]) or any("row" in s.dims for s in program.states)
+
+
 def has_tile_dot(program: TileProgram) -> bool:
-    """Does some dot or matrix product run in the column loop?"""
-    inner = any("col" in d.out.dims for d in program.dots)
+    """Does some dot or matrix product run in the column loop? Without rows a dot with a vector is none: it is summed."""
+    rows = has_rows(program)
+    inner = any("col" in d.out.dims and (rows or (len(d.m), len(d.n)) == (1, 1)) for d in program.dots)
     return inner or any(u.wide is not None for level in program.levels for u in level.updates)
 
 

@@ -170,12 +170,15 @@ def on_slab(region: Region, carry: Carry) -> bool:
 
 
 def with_stored_factor(region: Region, carry: Carry) -> tuple[Carry, Right] | None:
-    """The sum of left * right, right being the factors with the carry's width, as a sum of left * (a read of right)."""
+    """The sum of left * right, right being the factors with the carry's width, as a sum of left * (a read of right).
+
+    Does not apply where no factor has all of the width: a product of two widths is larger than what it is made of.
+    """
     width = set(carry.axes) - {*region.grid, *region.streams}
     parts = factors(carry.body)
     right = [f for f in parts if width & set(f.axes)]
     left = [f for f in parts if f not in right]
-    if not left or not right:
+    if not left or not any(width <= set(f.axes) for f in right):
         return None
     value = multiply(right)
     kinds = {e["buffer"].dtype for e in reads_of([value]) if e["buffer"].dtype in FLOATS}

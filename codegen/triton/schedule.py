@@ -11,7 +11,7 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.tile import Load, Point, TileProgram
 from fuse.codegen.triton.emit import dot_dtype
-from fuse.codegen.triton.kernel import contracted_dims, has_tile_dot, rank, tiles
+from fuse.codegen.triton.kernel import chunked_dim, contracted_dims, has_rows, has_tile_dot, rank, tiles
 from fuse.codegen.triton.pieces import KINDS, Piece, pieces
 from fuse.codegen.triton.spell import COSTLY
 from fuse.ir.program import Kind, Region
@@ -72,6 +72,13 @@ NO_DOT: dict[int, tuple[Config, ...]] = {
     2: (Config(8, 128, 0, 4, 3), Config(1, 256, 0, 4, 3)),
     3: (Config(1, 64, 0, 4, 3), Config(1, 16, 0, 4, 2)),
 }
+# Without rows: columns of at most this width, and what is kept of them, [width] or [width x width]. Beside a matrix product
+# by 8 warps, contracted at once where that is short.
+WALKS: dict[int, tuple[Config, Config]] = {      # width -> (products, none)
+    64: (Config(1, 64, 0, 8, 2), Config(1, 128, 0, 4, 3)),
+    128: (Config(1, 64, 32, 8, 2), Config(1, 64, 0, 4, 3)),
+    256: (Config(1, 32, 16, 8, 2), Config(1, 32, 0, 4, 3)),
+}
 REGISTERS, REGISTER_FILE = 255, 65536      # of a thread at most; of a multiprocessor (NVIDIA)
 CUBE: tuple[Config, ...] = (Config(16, 16, 16, 4, 2),)
 KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single", "parts", "registers")
@@ -96,18 +103,18 @@ class Plan:
     def schedules(self, hints: Mapping[str, int], arch: str, forced: Mapping[str, Any]) -> Iterator[Schedule]:
         """The n-th schedule has the n-th best configuration of every piece."""
         widths = [accumulated(p, hints) for p in self.parts]
-        chunks = [CHUNK if w > ON_CHIP else 0 for w in widths]
+        chunks = [chunk(p, hints) if w > ON_CHIP else 0 for p, w in zip(self.parts, widths, strict=True)]
         choices = [configs(p, min(accumulated(p, hints, chunk), ON_CHIP), hints, arch)
                    for p, chunk in zip(self.parts, chunks, strict=True)]
         for n in range(max(map(len, choices)) if all(choices) else 0):
             tile: dict[str, int] = {}
-            knobs: dict[str, int | str] = {"apart": int(self.apart), "precision": precision(arch)}
+            knobs: dict[str, int | str] = {"apart": int(self.apart)}
             for k, found in enumerate(choices):
                 c = found[min(n, len(found) - 1)]
                 single = int(bool(c.deep) and not widths[k] and tile_dots(self.parts[k].program) > 0)
                 tile |= own({"row": c.row, "col": c.col, "deep": c.deep}, tile, k)
-                knobs |= own({"warps": c.warps, "stages": c.stages, "group": c.group, "single": single,
-                              "chunk": chunks[k]}, knobs, k)
+                knobs |= own({"precision": precision(arch, self.parts[k].program), "warps": c.warps, "stages": c.stages,
+                              "group": c.group, "single": single, "chunk": chunks[k]}, knobs, k)
             yield Schedule(self.kind, nonzero(force(tile, forced)), "grid", nonzero(force(knobs, forced)))
 
 
@@ -150,13 +157,18 @@ def nonzero(table: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple((k, v) for k, v in table.items() if v or "." in k)
 
 
-def precision(arch: str) -> str:
-    """What float32 products may be rounded to on the way in: what the user allows eager."""
-    return "tf32" if arch.startswith("sm") and torch.get_float32_matmul_precision() != "highest" else "ieee"
+def precision(arch: str, program: TileProgram) -> str:
+    """What float32 products may be rounded to on the way in: what the user allows eager. Where not at all, NVIDIA multiplies
+    on the ordinary units, from registers; [width x width] factors leave none, and go to matrix units in three parts."""
+    if not arch.startswith("sm"):
+        return "ieee"
+    exact = "ieee" if has_rows(program) else "tf32x3"
+    return "tf32" if torch.get_float32_matmul_precision() != "highest" else exact
 
 
 def plans(region: Region, hints: Mapping[str, int]) -> list[Plan]:
-    """Everything on chip if it fits, each accumulator in its own kernel if only that fits, else a slab; the rest after."""
+    """Everything on chip if it fits, each accumulator in its own kernel if only that fits, else a slab; the rest after,
+    where what is cut into chunks recomputes all that it shares a kernel with."""
     found: list[Plan] = []
     for kind, apart in KINDS:
         try:
@@ -165,7 +177,7 @@ def plans(region: Region, hints: Mapping[str, int]) -> list[Plan]:
             continue
         if not any(parts == plan.parts for plan in found):
             found.append(Plan(kind, apart, parts, max(accumulated(p, hints) for p in parts)))
-    return sorted(found, key=lambda p: p.width > ON_CHIP)
+    return sorted(found, key=lambda p: (p.width > ON_CHIP, p.width > ON_CHIP and not p.apart))
 
 
 def accumulated(piece: Piece, hints: Mapping[str, int], chunk: int = 0) -> int:
@@ -182,9 +194,21 @@ def accumulated(piece: Piece, hints: Mapping[str, int], chunk: int = 0) -> int:
     return total
 
 
+def chunk(piece: Piece, hints: Mapping[str, int]) -> int:
+    """How much of the last width a program keeps: `CHUNK`, less where that is kept for each of another width."""
+    program, dim = piece.program, chunked_dim(piece.program)
+    if dim is None or has_rows(program):
+        return CHUNK
+    others = max(prod(program.extent(d).evaluate(hints) for d in s.dims if d != dim) for s in program.states if dim in s.dims)
+    room = max(1, 64 * ON_CHIP // others)
+    return max(16, min(CHUNK, 1 << (room.bit_length() - 1)))
+
+
 def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Sequence[Config]:
     """The rows of the tables for a piece that accumulates `width` elements per row."""
     program = piece.program
+    if rank(program) <= 2 and not has_rows(program):
+        return walks(program, hints, arch)
     if rank(program) > 2 or not has_tile_dot(program):
         small = CUBE if has_tile_dot(program) else NO_DOT[rank(program)]
         return [c for c in (narrowed(c, program, hints) for c in small) if c]
@@ -197,6 +221,16 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
         return found
     eight = [replace(c, deep=0) for c in found if c.warps > 4]
     return eight if width or work(program) <= MODERATE else eight[-1:]
+
+
+def walks(program: TileProgram, hints: Mapping[str, int], arch: str) -> Sequence[Config]:
+    """The row of `WALKS` for a program without rows; none if a tile of 16 columns is too large already."""
+    widest = max((program.extent(d).evaluate(hints) for dims in tiles(program) for d in dims if d not in ("row", "col")),
+                 default=1)
+    found = WALKS[min((w for w in WALKS if w >= widest), default=max(WALKS))][0 if has_tile_dot(program) else 1]
+    if not found.deep and not arch.startswith("sm"):
+        found = replace(found, deep=32)
+    return [c for c in [narrowed(found, program, hints)] if c]
 
 
 def narrowed(c: Config, program: TileProgram, hints: Mapping[str, int]) -> Config | None:
