@@ -3,8 +3,9 @@
 A value is virtual if it varies along all axes of an anchor. There are three kinds of anchor:
   - a dot that amplifies (logits, scores): twice as large as each operand; the importer names those it has found;
   - a scan: its states are streamed along the scan's own axis;
-  - a cascade: a sum along an axis whose result meets that axis again (a normalisation). Nothing is larger than the
-    inputs, but every stored intermediate costs a pass over memory: values along the axis are computed on the way.
+  - a cascade: a sum along an axis whose result meets that axis again (a normalisation), or another one that it is
+    nowhere beside (keys summed for queries). Nothing is larger than the inputs, but every stored intermediate costs a
+    pass over memory: values along the axis are computed on the way.
 Outputs are stored by definition; where the anchor has a stream of its own, a virtual output is emitted tile by tile.
 """
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass, replace
 from fuse.ir.expr import Axis, Expr, topological
 from fuse.ir.program import Program
 from fuse.passes.simplify import is_dot
+
+POOLED = 4               # what a sum of a cascade reads against its result
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,33 @@ def virtual_of(program: Program, hints: Mapping[str, int]) -> Virtual:
 
 
 def _cascades(roots: list[Expr], hints: Mapping[str, int]) -> list[Anchor]:
-    """One anchor per axis that is summed and met again, longest first; what occurs beside a longer one is a feature."""
+    """One anchor per axis of a chain, longest first; what occurs beside a longer one is a feature."""
     order = [n for n in topological(roots) if n.op != "iota"]
     met: dict[Axis, None] = {}
     summed: dict[Expr, frozenset[Axis]] = {}
+    pooled: dict[Expr, frozenset[Axis]] = {}
+    crossed: dict[tuple[Axis, Axis], None] = {}
     for node in order:
-        below = frozenset().union(*(summed.get(a, frozenset()) for a in node.args))
+        below, pools = (frozenset().union(*(table.get(a, frozenset()) for a in node.args)) for table in (summed, pooled))
         met.update(dict.fromkeys(a for a in node.axes if a in below))
-        summed[node] = below | frozenset(node["axes"] if node.op in ("sum", "lse", "max") else ())
+        crossed.update(dict.fromkeys((a, b) for a in sorted(pools, key=lambda a: a.name) for b in node.axes if a != b))
+        over = frozenset(node["axes"] if node.op in ("sum", "lse", "max") else ())
+        summed[node] = below | over
+        pooled[node] = pools | (over if over and _pools(node, hints) else frozenset())
+    for a, b in crossed:
+        if a not in met and not any(n.has(a) and n.has(b) for n in order):
+            met.update({a: None, b: None})
     streams: list[Axis] = []
     for axis in sorted(met, key=lambda a: -a.extent.evaluate(hints)):
         if not any(n.has(axis) and n.has(s) for n in order for s in streams):
             streams.append(axis)
     return [Anchor(frozenset.intersection(*(frozenset(n.axes) for n in order if n.has(s))), s) for s in streams]
+
+
+def _pools(node: Expr, hints: Mapping[str, int]) -> bool:
+    """Is the reduction's result much smaller than a buffer it reads?"""
+    longest = max((e.type.numel.evaluate(hints) for e in topological([node]) if e.op == "read"), default=0)
+    return bool(longest >= POOLED * node.type.numel.evaluate(hints))
 
 
 def find_anchors(program: Program, hints: Mapping[str, int]) -> tuple[Expr, ...]:

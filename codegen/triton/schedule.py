@@ -76,7 +76,7 @@ NO_DOT: dict[int, tuple[Config, ...]] = {
 # by 8 warps, contracted at once where that is short.
 WALKS: dict[int, tuple[Config, Config]] = {      # width -> (products, none)
     64: (Config(1, 64, 0, 8, 2), Config(1, 128, 0, 4, 3)),
-    128: (Config(1, 64, 32, 8, 2), Config(1, 64, 0, 4, 3)),
+    128: (Config(1, 64, 16, 8, 2), Config(1, 64, 0, 4, 3)),
     256: (Config(1, 32, 16, 8, 2), Config(1, 32, 0, 4, 3)),
 }
 REGISTERS, REGISTER_FILE = 255, 65536      # of a thread at most; of a multiprocessor (NVIDIA)
@@ -228,7 +228,7 @@ def walks(program: TileProgram, hints: Mapping[str, int], arch: str) -> Sequence
     widest = max((program.extent(d).evaluate(hints) for dims in tiles(program) for d in dims if d not in ("row", "col")),
                  default=1)
     found = WALKS[min((w for w in WALKS if w >= widest), default=max(WALKS))][0 if has_tile_dot(program) else 1]
-    if not found.deep and not arch.startswith("sm"):
+    if not found.deep and family(arch) in ("sm80", "gfx942"):
         found = replace(found, deep=32)
     return [c for c in [narrowed(found, program, hints)] if c]
 
