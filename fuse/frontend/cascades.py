@@ -40,6 +40,7 @@ from fuse.reasons import Miss, size_text
 POOLED = 4               # a pool's largest operand against its result; a return's result against its pooled operand
 PASSES = 2               # what they move one by one against inputs and exits
 CACHED = 32              # times min_virtual_bytes to be saved: below, caches hold much of what is read again (measured)
+DEVICES = ("cpu", "cuda")
 PLAIN = ("pointwise", "view", "reduction", "shaped", "free")
 
 
@@ -183,8 +184,8 @@ class Cascades:
 
     def unpaid(self, region: set[fx.Node], seed: fx.Node, floor: int) -> Miss | None:
         """The Miss of a region whose pools and returns, one by one, move too little beside its inputs and exits."""
-        if example(seed).device.type != "cpu":
-            return Miss("NOT_WORTH_IT", where(seed), "measured on CPUs alone")
+        if example(seed).device.type not in DEVICES:
+            return Miss("NOT_WORTH_IT", where(seed), f"offered on {' and '.join(DEVICES)} alone")
         one_by_one = _bytes(a for n in region if self.kind(n) != "map" for a in (n, *floats(n)))
         least = _bytes({a for n in region for a in floats(n)} - region) + _bytes(leaving(region))
         if one_by_one < PASSES * least:

@@ -1,7 +1,9 @@
-"""The regions that the forms of `forms_vocab` become, at any size: traced with fake tensors, planned, never run."""
+"""The regions that functions become, at any size: traced with fake tensors, planned, never run."""
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,16 +17,19 @@ from fuse.codegen.triton.schedule import part
 from fuse.frontend import find
 from fuse.ir.program import Region
 from fuse.options import Options
-from tests.forms_vocab import FORMS, Form, arguments
+from tests.forms_vocab import FORMS, arguments
 
 FUSED = [name for name, form in FORMS.items() if form.regions]
 # B, T, D, V: through a slab; on chip; offsets beyond 32 bits
 LARGE, SMALL, GEMMA = (2, 2048, 2048, 50304), (3, 257, 64, 1000), (2, 4096, 2304, 256000)
 
 
-def regions(form: Form, shape: tuple[int, int, int, int], schedule: str, patch) -> list[tuple[Region, dict[str, int]]]:
-    """(region, sizes) for every kernel that `form` would be given on a GPU. `patch` is a MonkeyPatch."""
-    found = []
+Found = list[tuple[Region, dict[str, int]]]
+
+
+def regions(function: Callable[..., Any], make: Callable[[], Sequence[Any]], schedule: str, patch) -> Found:
+    """(region, sizes) for every kernel that `function` would be given on a GPU. `patch` is a MonkeyPatch."""
+    found: Found = []
     options = Options.parse({"target": "triton", "min_virtual_bytes": 0, "schedule": schedule, "strict": True})
 
     def record(region, target, hints, options):
@@ -38,7 +43,7 @@ def regions(form: Form, shape: tuple[int, int, int, int], schedule: str, patch) 
     patch.setattr(plan, "compile_region", record)
     torch._dynamo.reset()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        torch.compile(form.function, backend=backend)(*arguments(form, shape=shape))
+        torch.compile(function, backend=backend)(*make())
     return found
 
 
@@ -60,15 +65,22 @@ class Row:
                 f"{u.spills:4} B spilled, {u.shared / 1024:3.0f} K shared{'' if u.fits else '  does not fit'}")
 
 
-def kernels(names: list[str], dtype: torch.dtype, shape: tuple[int, int, int, int], archs: list[str], patch) -> list[Row]:
+def kernels(names: list[str], dtype: torch.dtype, shape: tuple[int, int, int, int], archs: Iterable[str], patch) -> list[Row]:
     """Every different kernel of these forms, under both ways to compute gradients, as the launcher would run it."""
     rows: dict[str, Row] = {}
     for name in names:
         form = replace(FORMS[name], dtype=dtype)
-        for region, sizes in [r for how in ("slab", "recompute") for r in regions(form, shape, how, patch)]:
-            for arch in archs:
-                schedule = Triton(Machine(arch, UNITS[arch])).schedules(region, sizes)[0]
-                schedule, found = settled(region, schedule, sizes, arch)
-                for k, launch in enumerate(found):
-                    rows.setdefault(launch.key, Row(name, region, schedule, k, launch))
+        for how in ("slab", "recompute"):
+            found = regions(form.function, lambda form=form: arguments(form, shape=shape), how, patch)
+            launched(name, found, archs, rows)
     return list(rows.values())
+
+
+def launched(name: str, found: Found, archs: Iterable[str], rows: dict[str, Row]) -> None:
+    """Adds the kernels of the regions to `rows`."""
+    for region, sizes in found:
+        for arch in archs:
+            schedule = Triton(Machine(arch, UNITS[arch])).schedules(region, sizes)[0]
+            schedule, launches = settled(region, schedule, sizes, arch)
+            for k, launch in enumerate(launches):
+                rows.setdefault(launch.key, Row(name, region, schedule, k, launch))
