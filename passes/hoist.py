@@ -5,7 +5,7 @@
 Kernels then differ only in what they stream: the many spellings of a loss tail become reads of the same few vectors.
 Pure index arithmetic stays in the kernel (it becomes predicates and loop bounds), and so does a lone read.
 `regroup` writes the body of a dot as (everything on the tile) * (what carries the width), so that both gradients of a
-contraction contract one and the same expression. `orient` puts the operands of commutative ops in an order that depends
+contraction contract one and the same expression; with two widths as (everything else) * (what carries the last). `orient` puts the operands of commutative ops in an order that depends
 on their roles, not on names, and the carries in an order of their own.
 """
 from __future__ import annotations
@@ -88,8 +88,11 @@ def regroup(program: Program) -> Program:
         tile = set(region.grid) | set(region.streams)
 
         def carry(c: Carry) -> Carry:
-            wide = set(c.axes) - tile
-            return replace(c, body=_grouped(c.body, lambda f: bool(set(f.axes) & wide))) if wide else c
+            wide = [a for a in c.axes if a not in tile]
+            body = _grouped(c.body, lambda f: any(f.has(a) for a in wide))
+            if body is c.body and len(wide) > 1:      # every factor is wide: those of the last width are one operand
+                body = _grouped(body, lambda f: f.has(wide[-1]))
+            return replace(c, body=body)
 
         def inner(node: Expr) -> Expr | None:
             if node.op != "sum":

@@ -1,5 +1,5 @@
-"""From torch.compile to numbers with the Triton target: the forms of `forms_vocab` and of attention, their kernels
-interpreted."""
+"""From torch.compile to numbers with the Triton target: the forms of `forms_vocab`, of attention and chains of
+sums, their kernels interpreted."""
 from __future__ import annotations
 
 import pytest
@@ -26,3 +26,12 @@ def test_attention() -> None:
 @pytest.mark.slow
 def test_every_attention() -> None:
     run_interpreted("attention.py", "-m", "slow", timeout=1800)
+
+
+def test_chains_of_sums() -> None:
+    run_interpreted("cascades.py", timeout=600)
+
+
+@pytest.mark.slow
+def test_wider_chains_of_sums() -> None:
+    run_interpreted("cascades.py", "-m", "slow", timeout=1800)

@@ -220,6 +220,16 @@ def test_accumulators_in_chunks():
     check(zoo.attention(), tile=TILE | {"chunk": 16}, kind=RECOMPUTE)
 
 
+def test_the_last_of_two_widths_is_cut_into_chunks():
+    """Each chunk's program computes the statistics; the splits of the stream are combined."""
+    case = BY_NAME["state_of_products"]
+    sizes = case.sizes | {"E": 37, "J": 70}
+    region = case.region()
+    env = case.inputs(sizes=sizes)
+    for kernel in kernels(region, sizes, {"chunk": 16, "col": 16, "splits": 3}, kind=RECOMPUTE):
+        agrees(region, kernel(env, sizes), reference(region, env, sizes))
+
+
 def test_one_kernel_serves_all_sizes_and_layouts_and_repeats_its_bits():
     case = zoo.gradients()
     kernel = kernels(case.region, SIZES)[0]

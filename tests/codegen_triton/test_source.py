@@ -23,6 +23,7 @@ from fuse.ir.expr import Axis, Buffer, cast, make, read, rename_axes
 from fuse.ir.ops import POINTWISE
 from fuse.ir.program import Carry, Kind, Region, carry_part
 from fuse.reasons import Miss
+from tests.codegen.regions import BY_NAME
 from tests.codegen_triton import zoo
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "triton"
@@ -155,6 +156,26 @@ def test_a_right_factor_that_is_computed_is_stored_before_the_slab():
         (piece,) = pieces(region, schedule.kind)
         assert schedule.kind == COLUMN_SLAB and [r.buffer.dtype for r in piece.before] == ["bfloat16"]
     assert not pieces(zoo.gradient_x().region, COLUMN_SLAB)[0].before
+
+
+def test_a_product_of_two_widths_is_not_stored():
+    """sum_t k[t, d] v[t, e]: a right factor with both widths would be as large as all of the products."""
+    region = BY_NAME["state_of_products"].region("bfloat16")
+    plain = [replace(c, relative_to=None, exponent=1, moment=0) for c in region.carries if c.kind is Kind.SUM]
+    found = [p for p in pieces(replace(region, carries=tuple(plain)), COLUMN_SLAB)]
+    assert found and not any(p.slab or p.before for p in found)
+
+
+def test_a_walk_without_rows_takes_whole_tiles_of_columns():
+    """No tile has a row; what float32 factors of products lack in registers they find on matrix units, in three parts."""
+    region = BY_NAME["state_of_products"].region("bfloat16")
+    sizes = dict(B=2, H=4, J=65536, D=64, E=64)
+    (schedule, *_) = HERE.schedules(region, sizes)
+    assert schedule.extent("row") == 1 and schedule.extent("col") == 64 and schedule.knob("precision") == "tf32x3"
+    assert Triton(Machine("gfx942", 304)).schedules(region, sizes)[0].knob("precision") == "ieee"
+    wide = HERE.schedules(region, sizes | dict(D=256, E=256))[0]
+    assert {part(wide, k).knob("chunk") for k in range(len(pieces(region, wide.kind, True)))} == {64}
+    assert HERE.schedules(zoo.gradients().region, SMALL)[0].knob("precision") == "ieee"
 
 
 def test_a_slab_needs_a_product():
