@@ -5,8 +5,9 @@
 Kernels then differ only in what they stream: the many spellings of a loss tail become reads of the same few vectors.
 Pure index arithmetic stays in the kernel (it becomes predicates and loop bounds), and so does a lone read.
 `regroup` writes the body of a dot as (everything on the tile) * (what carries the width), so that both gradients of a
-contraction contract one and the same expression; with two widths as (everything else) * (what carries the last). `orient` puts the operands of commutative ops in an order that depends
-on their roles, not on names, and the carries in an order of their own.
+contraction contract one and the same expression; with two widths as (everything else) * (what carries the last).
+`orient` puts the operands of commutative ops in an order that depends on their roles, not on names, and the carries in
+an order of their own.
 """
 from __future__ import annotations
 
