@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fuse.codegen import Schedule
 from fuse.codegen.roles import refuse
-from fuse.codegen.tile import Dot, Reduce, Store, TileProgram, Update, Value
-from fuse.codegen.triton.block import Block, Range, fit
+from fuse.codegen.tile import Store, TileProgram, Update, Value
+from fuse.codegen.triton.block import Range
 from fuse.codegen.triton.carry import Carries, Part, parts_of, sides
 from fuse.codegen.triton.emit import Tiles, dot_dtype
+from fuse.codegen.triton.frame import Frame, Source
+from fuse.codegen.triton.shapes import chunked_dim, contracted_dims, has_rows, has_tile_dot
 from fuse.codegen.triton.spell import DTYPES
 
 
@@ -45,14 +46,10 @@ def stages_of(program: TileProgram) -> tuple[Stage, ...]:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """The text of one kernel, what its arguments mean (see `launch.bind`), and what it leaves behind."""
+class Sweep(Source):
+    """A kernel that walks columns, and what it leaves behind."""
 
-    name: str
-    text: str
     program: TileProgram
-    arguments: dict[str, tuple[Any, ...]]
-    constants: dict[str, tuple[Any, ...]]
     parts: tuple[Part, ...]
     stages: tuple[Stage, ...]
     chunked: str | None             # the free dim that is cut into chunks, one per program
@@ -87,19 +84,18 @@ def sweep(name: str, program: TileProgram, schedule: Schedule, stages: Sequence[
     return work.result(name, tuple(stages))
 
 
-class _Sweep:
+class _Sweep(Frame):
     def __init__(self, program: TileProgram, schedule: Schedule):
-        self.program, self.schedule = program, schedule
         deep = contracted_dims(program) if schedule.extent("deep") else frozenset()
         folded = deep if has_rows(program) else frozenset[str]()
-        self.tiles = t = Tiles(program, deep, str(schedule.knob("precision", "ieee")), folded)
+        super().__init__(program, Tiles(program, deep, str(schedule.knob("precision", "ieee")), folded))
+        self.schedule, t = schedule, self.tiles
         args = t.arguments
         for scalar in SCALARS:
             args(scalar, "scalar", scalar)
         for constant, *what in (("R", "tile", "row"), ("C", "tile", "col"), ("GROUP", "knob", "group"),
                                 ("EVEN_R", "even", "row"), ("EVEN_C", "even", "col"), ("INDEX", "index")):
             args.constant(constant, *what)
-        self.batch_arguments: list[str] = []
         for line in PROLOGUE.format(batch=BATCH if program.batch else "").splitlines():
             t.prologue.add(line)
         self.single = bool(schedule.knob("single"))
@@ -110,8 +106,6 @@ class _Sweep:
         t.ranges["col"] = Range("col", "col", "col_ok", "C", self.loop, "column", "c")
         self.chunked = self.chunk()
         self.carries = Carries(t, program, self.loop, lazy=not has_tile_dot(program))
-        self.parts: list[Part] = []
-        self.after = Block(1)
 
     def chunk(self) -> str | None:
         """Binds the free dim that the schedule cuts into chunks over program_id(1)."""
@@ -146,33 +140,6 @@ class _Sweep:
         for stage in stages:
             self.stage(stage)
 
-    # ---- stores -----------------------------------------------------------------------------------------------------
-
-    def address(self, out: str, name: str, axes: Sequence[str], order: Sequence[str], *more: str) -> str:
-        """out + sum of position * stride over `axes`, in `order`, with strides named after the buffer."""
-        strides = {a: self.tiles.arguments(f"{name}_{a}", "out", name, a) for a in axes}
-        return self.tiles.address([out, *more], strides, order)
-
-    def mask(self, dims: Sequence[str], order: Sequence[str]) -> str:
-        text = " & ".join(fit(self.tiles.range(d).mask, (d,), order) for d in dims)
-        return f", mask={text}" if text else ""
-
-    def store_part(self, part: Part, keeps: Sequence[str]) -> None:
-        out = self.tiles.arguments(f"o_{part.var}", "part", part.name)
-        split = self.tiles.arguments(f"o_{part.var}_split", "out", f"o_{part.var}", "split")
-        axes = [*keeps, *(a for d in part.dims for a in self.program.dims[d])]
-        at = self.address(out, f"o_{part.var}", axes, part.dims, f"far(split, {split})")
-        self.after.add(f"tl.store({at}, {part.var}{self.mask(part.dims, part.dims)})")
-
-    def emit(self, s: Store) -> None:
-        t = self.tiles
-        out = t.arguments(s.buffer, "output", s.buffer)
-        text = t.boxed(s.value, s.dims)
-        block = t.home(s.dims)
-        if set(s.value.dims) != set(s.dims):
-            text = f"tl.broadcast_to({text}, [{', '.join(t.range(d).size for d in s.dims)}])"
-        block.add(f"tl.store({self.address(out, s.buffer, s.axes, s.dims)}, {text}{self.mask(s.dims, s.dims)})")
-
     def stage(self, s: Stage) -> None:
         """slab[batch, row - row_begin, col - col_begin] = value."""
         t, order = self.tiles, ("row", "col")
@@ -192,71 +159,8 @@ class _Sweep:
         told = f", num_stages={self.schedule.knob('stages', 1)}" if not has_tile_dot(self.program) else ""
         return f"for column in {'tl.range' if told else 'range'}(begin, end, C{told}):"
 
-    # ---- text -------------------------------------------------------------------------------------------------------
-
     def result(self, name: str, stages: tuple[Stage, ...]) -> Sweep:
-        t = self.tiles
-        body = [*t.prologue.lines, f"    {self.walk_columns()}", *self.loop.lines, *self.after.lines]
-        constants = [f"{c}: tl.constexpr" for c in t.arguments.constants]
-        head = wrapped([*t.arguments.table, *constants])
-        text = f"\n\n@triton.jit\ndef {name}(\n{head}):\n" + "\n".join(body) + "\n"
-        return Sweep(name, text, self.program, dict(t.arguments.table), dict(t.arguments.constants), tuple(self.parts),
-                     stages, self.chunked)
-
-
-def wrapped(names: Sequence[str], width: int = 116) -> str:
-    """Parameters, four to a line or so."""
-    lines, line = [], ""
-    for name in names:
-        if len(line) + len(name) + 2 > width:
-            lines.append(line)
-            line = ""
-        line += f"{name}, "
-    return "".join(f"    {line.rstrip()}\n" for line in (*lines, line))
-
-
-def contracted_dims(program: TileProgram) -> frozenset[str]:
-    """Free dims that some inner dot or reduction sums over."""
-    over = [s.k if isinstance(s, Dot) else s.over for s in program.statements() if isinstance(s, (Dot, Reduce))]
-    return frozenset(d for dims in over for d in dims)
-
-
-def chunked_dim(program: TileProgram) -> str | None:
-    """The width that can be cut into chunks: the last one of the widest accumulators, if that is one dim. Every chunk's
-    program computes what does not have it."""
-    widths = [tuple(d for d in s.dims if d not in ("row", "col")) for s in program.states]
-    most = max(map(len, widths), default=0)
-    last = {w[-1] for w in widths if w and len(w) == most}
-    return last.pop() if len(last) == 1 else None
-
-
-def has_rows(program: TileProgram) -> bool:
-    """Does any tile have a row dim? Without one a program walks columns alone, each as wide as what is kept of it."""
-    return any("row" in dims for dims in tiles(program)[1:]) or any("row" in s.dims for s in program.states)
-
-
-def has_tile_dot(program: TileProgram) -> bool:
-    """Does some dot or matrix product run in the column loop? Without rows a dot with a vector is none: it is summed."""
-    rows = has_rows(program)
-    inner = any("col" in d.out.dims and (rows or (len(d.m), len(d.n)) == (1, 1)) for d in program.dots)
-    return inner or any(u.wide is not None for level in program.levels for u in level.updates)
-
-
-def tiles(program: TileProgram) -> list[tuple[str, ...]]:
-    """The dims of every tile that the kernel makes, a dot's product excepted where the hardware forms it."""
-    found: list[tuple[str, ...]] = [("row", "col")]
-    for s in program.statements():
-        found.append(s.out.dims)
-        if isinstance(s, Reduce):
-            found.append(s.x.dims)
-        elif isinstance(s, Dot) and (len(s.k), len(s.m), len(s.n)) != (1, 1, 1):
-            found.append(tuple({*s.a.dims, *s.b.dims}))
-    for u in (u for level in program.levels for u in level.updates):
-        if u.wide is None:
-            found.append(tuple({*program.state(u.state).dims, *u.over}))
-    return found
-
-
-def rank(program: TileProgram) -> int:
-    """The most dimensions that a tile of the program has."""
-    return max(map(len, tiles(program)))
+        body = [*self.tiles.prologue.lines, f"    {self.walk_columns()}", *self.loop.lines, *self.after.lines]
+        made = self.source(name, body)
+        return Sweep(made.name, made.text, made.arguments, made.constants, self.program, tuple(self.parts), stages,
+                     self.chunked)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fuse.codegen import Schedule
 from fuse.codegen.launch import layout
-from fuse.codegen.triton.kernel import Sweep, has_tile_dot
+from fuse.codegen.triton.kernel import Sweep
 from fuse.codegen.triton.pieces import Piece
+from fuse.codegen.triton.shapes import has_tile_dot
 
 Env = Mapping[str, Tensor]
 INT32 = 2 ** 31 - 1

@@ -11,8 +11,8 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.tile import Load, Point, TileProgram
 from fuse.codegen.triton.emit import dot_dtype
-from fuse.codegen.triton.kernel import chunked_dim, contracted_dims, has_rows, has_tile_dot, rank, tiles
 from fuse.codegen.triton.pieces import KINDS, Piece, pieces
+from fuse.codegen.triton.shapes import chunked_dim, contracted_dims, has_rows, has_tile_dot, rank, tiles
 from fuse.codegen.triton.spell import COSTLY
 from fuse.ir.program import Kind, Region
 from fuse.reasons import Refused
