@@ -189,7 +189,7 @@ def accumulated(piece: Piece, hints: Mapping[str, int], chunk: int = 0) -> int:
     for state in piece.program.states:
         widths = [piece.program.extent(d).evaluate(hints) for d in state.dims if d not in ("row", "col")]
         if widths:
-            kept = prod(widths) if "row" in state.dims else -(-prod(widths) // 64)
+            kept = prod(widths) if "row" in state.dims else -(-prod(1 << (w - 1).bit_length() for w in widths) // 64)
             total += min(kept, chunk) if chunk else kept
     return total
 

@@ -15,7 +15,7 @@ from fuse.codegen import Schedule, compile_region
 from fuse.codegen.triton import TARGET, Triton, text_of
 from fuse.codegen.triton.ahead import meta_inputs
 from fuse.codegen.triton.chain import Chain
-from fuse.codegen.triton.launch import Machine, reach
+from fuse.codegen.triton.launch import Bound, Machine, reach
 from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE, pieces
 from fuse.codegen.triton.schedule import family, part, relieved
 from fuse.codegen.triton.spell import SPELLINGS
@@ -176,6 +176,16 @@ def test_a_walk_without_rows_takes_whole_tiles_of_columns():
     wide = HERE.schedules(region, sizes | dict(D=256, E=256))[0]
     assert {part(wide, k).knob("chunk") for k in range(len(pieces(region, wide.kind, True)))} == {64}
     assert HERE.schedules(zoo.gradients().region, SMALL)[0].knob("precision") == "ieee"
+
+
+def test_few_heads_fill_the_device():
+    """8 heads of 65536 positions: the stream is split over about two programs for each multiprocessor."""
+    region, sizes = BY_NAME["state_of_products"].region("bfloat16"), dict(B=1, H=8, J=65536, D=64, E=64)
+    schedule = HERE.schedules(region, sizes)[0]
+    for k, (piece, kernel) in enumerate(text_of(region, schedule)[1]):
+        bound = Bound(piece, kernel, part(schedule, k), Machine("sm90", 132), meta_inputs(region, sizes), sizes)
+        (window,) = bound.windows()
+        assert bound.batch * window.splits == 256 and window.span * window.splits >= 65536
 
 
 def test_a_slab_needs_a_product():
