@@ -39,7 +39,7 @@ from fuse.reasons import Miss, size_text
 
 POOLED = 4               # a pool's largest operand against its result; a return's result against its pooled operand
 PASSES = 2               # what they move one by one against inputs and exits
-CACHED = 32              # times min_virtual_bytes to be saved: below, caches hold much of what is read again (measured)
+CACHED = 8               # times min_virtual_bytes to be saved: below, caches hold much of what is read again (measured)
 DEVICES = ("cpu", "cuda")
 PLAIN = ("pointwise", "view", "reduction", "shaped", "free")
 
