@@ -34,6 +34,8 @@ class _Thin:
         self.same: dict[int, Value] = {}
 
     def level(self, level: Level) -> Level:
+        self.products.clear()
+        self.same.clear()
         before = [t for s in level.before for t in self.statement(s)]
         body = [t for s in level.body for t in self.statement(s)]
         updates = [self.update(u, body) for u in level.updates]
