@@ -84,8 +84,8 @@ class Nests:
         for value, array in fills:
             self.writer(value, array)(body)
         for s, _ in sums:
-            lane, value = f"h{s.out.id}[k]", self.values.get(s.x, body)
-            body.add(f"{lane} += {value};" if s.op == "sum" else f"{lane} = max_({lane}, {value});")
+            lane, x = f"h{s.out.id}[k]", self.values.get(s.x, body)
+            body.add(f"{lane} += {x};" if s.op == "sum" else f"{lane} = max_({lane}, {x});")
         body.close()
         for s, _ in sums:
             name, lanes = f"total{s.out.id}", f"h{s.out.id}"

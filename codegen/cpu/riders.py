@@ -41,7 +41,8 @@ class Riders:
         self.scans = [s for s in level.body if isinstance(s, Scan)]
         self.owner = {value.id: s for s in self.scans for value, _ in states_of(s)}
         sums = [s for s in level.body if isinstance(s, Reduce) and s.op == "sum" and s.out not in repeated]
-        for rider in (*sums, *level.updates):
+        riders: list[Rider] = [*sums, *level.updates]
+        for rider in riders:
             self.seat(rider)
         stored = [s for s in level.body if isinstance(s, (Scan, Reduce, Dot, Shift)) or s.out in repeated]
         self.spent = {s.out.id for s in self.scans if self.is_spent(s, stored, [x.value for x in level.stores])}

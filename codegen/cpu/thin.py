@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import count
 
 from fuse.codegen.roles import dim_order
-from fuse.codegen.tile import Dot, Level, Point, Reduce, Statement, TileProgram, Update, Value, operands
+from fuse.codegen.tile import Dot, Level, Load, Point, Reduce, Statement, TileProgram, Update, Value, operands
 from fuse.ir.program import Kind
 
 
@@ -68,15 +68,17 @@ class _Thin:
                 return replace(s, a=self.known(s.a), b=self.known(s.b))
             case Reduce():
                 return replace(s, x=self.known(s.x))
-        return replace(s, index=tuple(self.known(i) if isinstance(i, Value) else i for i in s.index))  # type: ignore[call-arg]
+            case Load():
+                return replace(s, index=tuple(self.known(i) if isinstance(i, Value) else i for i in s.index))
+        return s
 
     def product(self, a: Value, b: Value, dtype: str) -> Point:
         dims = tuple(sorted({*a.dims, *b.dims}, key=dim_order))
         return Point(Value(next(self.fresh), dims, dtype), "mul", (a, b))
 
     def update(self, u: Update, body: list[Statement]) -> Update:
-        named = {f: self.known(v) for f in ("value", "wide", "operand", "limit") if (v := getattr(u, f)) is not None}
-        u = replace(u, **named)
+        value, wide, operand, limit = (None if v is None else self.known(v) for v in (u.value, u.wide, u.operand, u.limit))
+        u = replace(u, value=value, wide=wide, operand=operand, limit=limit)
         if u.kind is not Kind.SUM or u.value is None or u.wide is None or u.relative or u.limit or crowded(u.value, u.wide):
             return u
         if set(u.value.dims) - set(u.over) and set(u.wide.dims) - set(u.over):
