@@ -30,6 +30,8 @@ REASONS = _table(
     ("NOT_A_REDUCTION", "an operation on the large value cannot be streamed along one axis",
      "the report names the operation in parentheses"),
     ("EXITS_TOO_BIG", "what leaves the large value is about as large as the value itself", "nothing: there is nothing to save"),
+    ("NOT_A_SCAN", "the steps of a loop are not one recurrence h = a h + b with a number a for each element of the state",
+     "the report names what differs in parentheses; a loop that is no such recurrence runs as before"),
     ("TOO_SMALL", "the value is below min_virtual_bytes: storing it is cheaper than recomputing it",
      'lower options={"min_virtual_bytes": ...} to force it'),
     ("NOT_WORTH_IT", "recomputing the value costs more than moving it",

@@ -23,6 +23,7 @@ from fuse.frontend.candidates import Candidate
 from fuse.frontend.index import Linear, Split
 from fuse.frontend.operands import WIDTH, Operands, compute_type
 from fuse.frontend.pieces import split_pieces
+from fuse.frontend.recurrence import RECURRENCES
 from fuse.frontend.share import share_axes
 from fuse.frontend.symbols import number, shape_of, symbol_hints
 from fuse.frontend.tables import kind_of
@@ -84,6 +85,7 @@ class Pull:
         self.extents: dict[str, Size] = {}
         self.joints: dict[str, list[Size]] = {}
         self.bound_names: set[str] = set()
+        self.carried: dict[Expr, Any] = {}      # leaves that stand for a state before its step (recurrence.py)
         self.free: dict[Value, bool] = {}
         self.last = max(candidate.shadow.position[n] for n in candidate.exits)
 
@@ -269,7 +271,7 @@ class Pull:
         return POINTWISE[v.op or ""](Operands(v, fetch))
 
 
-RULES: dict[str, Callable[[Pull, Value, Index], Expr]] = {**FREE, **SHAPED, **REDUCTIONS, **GATHERS, **ARRANGED}
+RULES: dict[str, Callable[[Pull, Value, Index], Expr]] = {**FREE, **SHAPED, **REDUCTIONS, **GATHERS, **ARRANGED, **RECURRENCES}
 
 
 def _fills(v: Value) -> list[Value]:

@@ -33,8 +33,10 @@ def _as_size(x: Any) -> Size:
     raise Refused(Miss("UNBOUND_SIZE", None, lambda: f"the index {x} is not an integer"))
 
 
-def wrap(position: Any, extent: Size) -> Size:
-    """A position counted from the end if negative."""
+def wrap(position: Any, extent: Size) -> Size | Linear:
+    """A position counted from the end if negative; in a re-rolled loop it may be a function of the step."""
+    if isinstance(position, Linear):
+        return position
     p = _as_size(position)
     return p + extent if p.constant is not None and p.constant < 0 else p
 
@@ -105,11 +107,13 @@ def _repeat(v: Value, idx: Index) -> Sequence[Linear]:
     return [i if e == o else divide(i, e)[1] if e != 1 else Linear() for i, e, o in zip(tail, src, out, strict=True)]
 
 
-def slice_bounds(args: dict[str, Any], extent: Size) -> tuple[Size, Size]:
+def slice_bounds(args: dict[str, Any], extent: Size) -> tuple[Size | Linear, Size]:
     """(start, step) of a slice. A symbolic start counts from the front: the shadow has seen to that."""
     step = _as_size(args.get("step") or 1)
     start = args.get("start")
     first = wrap(start, extent) if start is not None else ZERO
+    if isinstance(first, Linear):
+        return first, step
     if first.constant is not None and extent.constant is not None:
         first = Size.of(min(max(first.constant, 0), extent.constant))
     return first, step
@@ -136,20 +140,23 @@ def _piece(v: Value, idx: Index) -> Sequence[Linear]:
     """chunk, split, unbind: result `v.output` of several."""
     src = source(v)
     d = dim(v, rank=len(src.shape))
+    number = Linear.of(v.args.get("position", v.output))
     if v.op == "unbind":
-        return (*idx[:d], Linear.of(v.output), *idx[d:])
+        return (*idx[:d], number, *idx[d:])
     if v.op == "split_with_sizes" or (v.op == "split" and isinstance(v.args.get("split_size"), (list, tuple))):
         sizes: Sequence[Any] = v.args["split_sizes" if v.op == "split_with_sizes" else "split_size"]
-        start = sum((_as_size(s) for s in sizes[:v.output]), ZERO)
+        if number.terms:
+            raise Refused(Miss("UNSUPPORTED_VIEW", v.where, "pieces of several sizes, one a step"))
+        start = Linear.of(sum((_as_size(s) for s in sizes[:v.output]), ZERO))
     elif v.op == "split":
-        start = _as_size(v.args["split_size"]) * v.output
+        start = number * _as_size(v.args["split_size"])
     elif (whole := src.shape[d].constant) is not None:
-        start = Size.of(-(-whole // int(v.args["chunks"]))) * v.output
+        start = number * Size.of(-(-whole // int(v.args["chunks"])))
     else:
         each = src.shape[d].divided_by(int(v.args["chunks"]))
         if each is None:
             raise Refused(Miss("UNSUPPORTED_VIEW", v.where, lambda: f"chunk of a dimension of size {src.shape[d]}"))
-        start = each * v.output
+        start = number * each
     return (*idx[:d], idx[d] + start, *idx[d + 1:])
 
 

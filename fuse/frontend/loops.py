@@ -1,0 +1,334 @@
+"""Unrolled loops whose steps are a linear recurrence, as candidates: Dynamo leaves L copies of the step in the graph.
+
+    collector   what puts the steps' results side by side: a stack, a cat, or a fresh tensor filled position by position
+    steps       the families of copies behind it (steps.py); a loop has at least one state
+    region      the loop, back through maps that only it reads (exp(dt A)), and on while values are larger than all it reads
+
+Found from the collectors: a graph without them costs one look at each node. The collectors become values of the shadow
+that know the loop (recurrence.py), so that the importer sees one step at a symbolic position; the graph is not changed.
+"""
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx
+
+from fuse.frontend.candidates import Candidate, asks_for_shape, consumers, contractions, dependents, elements, tensors_of
+from fuse.frontend.cascades import Cascades, leaving
+from fuse.frontend.index import Linear
+from fuse.frontend.recurrence import Loop
+from fuse.frontend.shadow import Shadow
+from fuse.frontend.steps import Mismatch, Steps, reads_back
+from fuse.frontend.symbols import shape_of, symbol_hints
+from fuse.frontend.tables_contract import product_of
+from fuse.frontend.value import Value, called, example, where
+from fuse.private import memory_of
+from fuse.reasons import Miss, Refused
+
+SHORTEST = 4             # steps
+LARGE = 2                # times all that the loop reads: what grows so is not stored
+STACKS = ("stack", "cat", "concat", "concatenate")
+FILLED = {"zeros_like": 0, "zeros": 0, "new_zeros": 0, "empty_like": None, "empty": None, "new_empty": None}
+
+
+@dataclass(eq=False)
+class Collector:
+    """The results of all steps in one tensor, along `dim`; `kept`: each has that dimension, of size 1."""
+
+    node: fx.Node
+    members: list[Any]                  # in the order of the loop
+    dim: int
+    flipped: bool = False
+    kept: bool = False
+    writes: tuple[fx.Node, ...] = ()
+
+
+@dataclass(eq=False)
+class Fill:
+    """Writes `tensor[.., i, ..] = value` into a fresh tensor, one for each i."""
+
+    node: fx.Node
+    dim: int
+    writes: dict[int, tuple[int, fx.Node]] = field(default_factory=dict)       # index -> (when, the write)
+
+    @property
+    def empty(self) -> Any:
+        """The number a position holds before it is written; None if that is not known."""
+        return FILLED[called(self.node)]
+
+    def place(self, index: Any) -> int | None:
+        found = _place(index, example(self.node))
+        return found[1] if found is not None and found[0] == self.dim else None
+
+
+def find_loops(graph: fx.Graph) -> tuple[list[Candidate], list[Miss]]:
+    """Candidates for linear recurrences, and a Miss for each loop with a state that is none."""
+    stacks = [n for n in graph.nodes if _is_stack(n)]
+    writes = [n for n in graph.nodes if n.op == "call_function" and n.target is operator.setitem]
+    if not stacks and len(writes) < SHORTEST - 1:
+        return [], []
+    return Finder(graph, writes).run(stacks)
+
+
+def _is_stack(node: fx.Node) -> bool:
+    if node.op != "call_function" or called(node) not in STACKS or not node.args:
+        return False
+    parts = node.args[0]
+    return isinstance(parts, (list, tuple)) and len(parts) >= SHORTEST and all(isinstance(p, fx.Node) for p in parts)
+
+
+def _place(index: Any, tensor: torch.Tensor) -> tuple[int, int] | None:
+    """(dimension, position) of an index that takes one position of one dimension and all of the others."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if parts and parts[0] is Ellipsis:
+        parts = [slice(None)] * (tensor.dim() - len(parts) + 1) + parts[1:]
+    numbers = [d for d, p in enumerate(parts) if type(p) is int]
+    if len(numbers) != 1 or any(p != slice(None) for d, p in enumerate(parts) if d not in numbers):
+        return None
+    (d,) = numbers
+    extent = shape_of(tensor)[d].constant
+    if extent is None:
+        return None
+    return d, parts[d] + extent if parts[d] < 0 else parts[d]
+
+
+class Finder:
+    """The loops of one graph."""
+
+    def __init__(self, graph: fx.Graph, writes: list[fx.Node]):
+        self.graph = graph
+        self.position = {n: i for i, n in enumerate(graph.nodes)}
+        self.fills = self._fills(writes)
+
+    @cached_property
+    def shadow(self) -> Shadow:
+        return Shadow(self.graph)
+
+    @cached_property
+    def hints(self) -> dict[str, int]:
+        return symbol_hints(t for n in self.graph.nodes for t in tensors_of(example(n)))
+
+    def run(self, stacks: list[fx.Node]) -> tuple[list[Candidate], list[Miss]]:
+        groups: list[tuple[Steps, list[tuple[Collector, Any]]]] = []
+        misses: list[Miss] = []
+        for collector in self.collectors(stacks):
+            try:
+                self._add(groups, collector)
+            except Mismatch as why:
+                if self._recurs(collector):
+                    misses.append(why.miss)
+        found: list[Candidate] = []
+        for steps, results in groups:
+            try:
+                if steps.states:
+                    found.append(self.candidate(steps, results))
+            except Refused as refused:
+                misses.append(refused.miss)
+        return found, misses
+
+    # ---- collectors -------------------------------------------------------------------------------------------------
+
+    def _fills(self, writes: list[fx.Node]) -> dict[fx.Node, Fill]:
+        """Tensors of the graph's own that are written position by position, and read meanwhile only where written."""
+        found: dict[fx.Node, Fill] = {}
+        refused: set[fx.Node] = set()
+        for node in writes:
+            base, index, value = node.args
+            place = _place(index, example(base)) if isinstance(base, fx.Node) and called(base) in FILLED else None
+            if place is None or not self._fits(base, place[0], value):
+                refused.add(base)
+                continue
+            fill = found.setdefault(base, Fill(base, place[0]))
+            if fill.dim != place[0] or place[1] in fill.writes:
+                refused.add(base)
+            fill.writes[place[1]] = (self.position[node], node)
+        return {b: f for b, f in found.items() if b not in refused and len(f.writes) >= SHORTEST - 1 and self._private(f)}
+
+    def _fits(self, base: fx.Node, dim: int, value: Any) -> bool:
+        tensor, part = example(base), example(value) if isinstance(value, fx.Node) else None
+        if not isinstance(part, torch.Tensor):
+            return False
+        shape = shape_of(tensor)
+        return part.dtype == tensor.dtype and shape_of(part) == (*shape[:dim], *shape[dim + 1:])
+
+    def _private(self, fill: Fill) -> bool:
+        """Is the tensor, until it is full, only written, and read where it was written?"""
+        last = max(when for when, _ in fill.writes.values())
+        writes = {node for _, node in fill.writes.values()}
+        for user in fill.node.users:
+            back = reads_back(user)
+            if user in writes or self.position[user] > last or asks_for_shape(user):
+                continue
+            if back is None or back[0] is not fill.node or fill.place(back[1]) is None:
+                return False
+        return True
+
+    def resolve(self, item: Any) -> Any:
+        """What a read of a tensor that is being filled gives: the value written there."""
+        back = reads_back(item) if isinstance(item, fx.Node) else None
+        fill = self.fills.get(back[0]) if back is not None else None
+        if fill is None or back is None:
+            return item
+        place = fill.place(back[1])
+        written = fill.writes.get(place) if place is not None else None
+        if place is None:
+            return item
+        if written is None or written[0] > self.position[item]:
+            return item if fill.empty is None else fill.empty
+        return self.resolve(written[1].args[2])
+
+    def collectors(self, stacks: list[fx.Node]) -> Iterator[Collector]:
+        for node in stacks:
+            parts = list(node.args[0])
+            dim = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else 0))
+            rank = example(node).dim()
+            kept = called(node) != "stack"
+            if kept and any(shape_of(example(p))[dim] != 1 for p in parts):
+                continue
+            flipped = self.position[parts[0]] > self.position[parts[-1]]
+            yield Collector(node, parts[::-1] if flipped else parts, int(dim) % rank, flipped, kept)
+        for fill in self.fills.values():
+            collector = self._filled(fill)
+            if collector is not None:
+                yield collector
+
+    def _filled(self, fill: Fill) -> Collector | None:
+        """The collector of a tensor that is filled from one end to the other; the first position may be left as it was."""
+        extent = shape_of(example(fill.node))[fill.dim].constant or 0
+        places = sorted(fill.writes, key=lambda i: fill.writes[i][0])
+        flipped = places[0] > places[-1]
+        order = list(range(extent))[::-1] if flipped else list(range(extent))
+        values: list[Any] = [self.resolve(fill.writes[i][1].args[2]) for i in places]
+        if places == order[1:] and fill.empty is not None:
+            values.insert(0, fill.empty)
+        elif places != order:
+            return None
+        return Collector(fill.node, values, fill.dim, flipped, writes=tuple(n for _, n in fill.writes.values()))
+
+    def _add(self, groups: list[tuple[Steps, list[tuple[Collector, Any]]]], collector: Collector) -> None:
+        """Adds the collector to the loop whose steps it shares, or to a new one."""
+        last = self.resolve(collector.members[-1])
+        for steps, results in groups:
+            if steps.length == len(collector.members) and self._touches(steps, last):
+                results.append((collector, steps.add(collector.members)))
+                return
+        steps = Steps(len(collector.members), self.shadow.context, self.resolve)
+        groups.append((steps, [(collector, steps.add(collector.members))]))
+
+    def _touches(self, steps: Steps, node: fx.Node, depth: int = 8) -> bool:
+        """Is the node made from one of the steps' nodes, a few calls away?"""
+        if node in steps.member:
+            return True
+        return depth > 0 and any(self._touches(steps, a, depth - 1) for a in node.all_input_nodes
+                                 if self.position[a] > self.position[steps.families[0].rest[-2]])
+
+    def _recurs(self, collector: Collector) -> bool:
+        """Is the last result made from the one before it, so that a user would call this a recurrence?"""
+        nodes = [n for n in map(self.resolve, collector.members) if isinstance(n, fx.Node)]
+        if len(nodes) < SHORTEST - 1:
+            return False
+        sources = _above(nodes[-2], 6, self.resolve)
+        return bool(_above(nodes[-1], 24, self.resolve) & {n for n in sources if n.op.startswith("call")
+                                                             and self.position[n] > self.position[nodes[-3]]})
+
+    # ---- regions ----------------------------------------------------------------------------------------------------
+
+    def candidate(self, steps: Steps, results: list[tuple[Collector, Any]]) -> Candidate:
+        loop = Loop(results[0][0].node.name, steps, self.shadow, results[0][0].flipped)
+        region = {n for f in steps.families for n in f.nodes} | {w for c, _ in results for w in c.writes}
+        region |= {c.node for c, _ in results}
+        region |= {u for c, _ in results if c.writes for u in c.node.users if self.resolve(u) is not u}
+        self._unwritten(region, {w for c, _ in results for w in c.writes})
+        for collector, family in results:
+            self._show(loop, collector, family)
+        Region(self, region).grow([c.node for c, _ in results])
+        exits = sorted((n for n in leaving(region)), key=self.position.__getitem__)
+        for node in exits:
+            family, step = steps.member.get(node, (None, 0))
+            if family is not None:
+                if step < 3:
+                    raise Refused(Miss("NOT_A_SCAN", where(node), "one of the first steps is read by itself"))
+                value = loop.pairs[family][0]
+                args = {"loop": loop, "family": family, "at": Linear.of(step)}
+                self.shadow.memo[node] = Value("step", args, value.dtype, value.shape, node, stored=True, grad=value.grad,
+                                               since=self.position[node])
+        virtual = tuple(sorted(region, key=self.position.__getitem__))
+        return Candidate((), virtual, tuple(exits), dependents(virtual), self.shadow, self.hints, where(virtual[0]))
+
+    def _unwritten(self, region: set[fx.Node], own: set[fx.Node]) -> None:
+        """Refused if anything but the loop's own results is written between its first and its last step."""
+        when = [self.position[n] for n in region if n not in own]
+        memory = {memory_of(t) for n in region for a in (n, *n.all_input_nodes) for t in tensors_of(example(a))}
+        for position, node, target in self.shadow.mutations:
+            if node not in own and min(when) < position < max(when) and memory_of(example(target)) in memory:
+                raise Refused(Miss("MUTATION", where(node), f"{node.name} writes to what the loop reads"))
+
+    def _show(self, loop: Loop, collector: Collector, family: Any) -> None:
+        """Lets the shadow see the collector as the loop's results."""
+        node, tensor = collector.node, example(collector.node)
+        last = max((self.position[n] for n in (node, *collector.writes)))
+        args = {"loop": loop, "family": family, "dim": collector.dim, "flipped": collector.flipped, "kept": collector.kept}
+        found = Value("rolled", args, str(tensor.dtype)[6:], shape_of(tensor), node, stored=True,
+                      grad=loop.pairs[family][0].grad, since=last)
+        self.shadow.memo[node] = found
+        for write in collector.writes:
+            self.shadow.mutated[node, write] = found
+
+
+def _above(node: fx.Node, depth: int, resolve: Any) -> set[fx.Node]:
+    """What a node is made of, a few calls deep."""
+    found, level = {node}, {node}
+    for _ in range(depth):
+        level = {r for n in level for a in n.all_input_nodes if isinstance(r := resolve(a), fx.Node)} - found
+        if not level or len(found) > 200:
+            break
+        found |= level
+    return found
+
+
+class Region(Cascades):
+    """The nodes of a region, which grows to what is as well computed with it."""
+
+    def __init__(self, finder: Finder, nodes: set[fx.Node]):
+        super().__init__(finder.shadow, finder.hints, nodes)
+        self.nodes = nodes
+
+    def grow(self, results: Iterable[fx.Node]) -> None:
+        self._back()
+        self._on(list(results))
+
+    def _inputs(self) -> set[fx.Node]:
+        return {a for n in self.nodes for a in n.all_input_nodes} - self.nodes
+
+    def _back(self) -> None:
+        todo = list(self._inputs())
+        while todo:
+            node = todo.pop()
+            if node not in self.nodes and self._is_map(node) and set(consumers(node)) <= self.nodes:
+                self.nodes.add(node)
+                todo += node.all_input_nodes
+
+    def _is_map(self, node: fx.Node) -> bool:
+        """A value that is made element by element: a product too, if nothing is summed."""
+        kind = self.kind(node)
+        if kind == "contraction":
+            return all(not product_of(v).contracted for v in contractions(self.shadow.value(node)))
+        return kind == "map"
+
+    def _on(self, todo: list[fx.Node]) -> None:
+        most = max((elements(a) or 0 for a in self._inputs()), default=0)
+        below = dependents(tuple(self.nodes))
+        while todo:
+            node = todo.pop()
+            users = set(consumers(node)) - self.nodes
+            if (elements(node) or 0) >= LARGE * most and all(self._takes(u, below) for u in users):
+                self.nodes |= users
+                todo += users
+
+    def _takes(self, user: fx.Node, below: frozenset[fx.Node]) -> bool:
+        return self.kind(user) != "" and all(a in self.nodes or a not in below for a in user.all_input_nodes)
