@@ -98,8 +98,9 @@ class Lowering:
         return Region(f"region{number}", group.streams, group.grid, carries, tuple(emits), group.reverse)
 
     def _states(self, group: Group, inside: Resolver) -> list[Carry]:
-        """One AFFINE carry for every scan evaluated in the group's sweep."""
-        scans = dict.fromkeys(e for m in group.members for e in evaluated_inside(m.leaf, self.home) if e.op == "scan")
+        """One AFFINE carry for every scan evaluated in the group's sweep; one that another sweep emits is read."""
+        scans = dict.fromkeys(e for m in group.members for e in evaluated_inside(m.leaf, self.home)
+                              if e.op == "scan" and (e not in self.home or self.home[e][0] is group))
         bodies = dict.fromkeys(inside.lower(s) for s in scans)
         return [Carry(self._name(), Kind.AFFINE, body, (body["axis"],), tuple(a for a in body.axes if a != body["axis"]))
                 for body in bodies]

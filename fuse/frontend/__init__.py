@@ -7,6 +7,7 @@ from fuse.frontend.absorb import with_tail
 from fuse.frontend.candidates import Candidate, find_candidates
 from fuse.frontend.cascades import find_cascades
 from fuse.frontend.importer import Imported, import_candidate
+from fuse.frontend.loops import find_loops
 from fuse.frontend.supported import streamable, worthwhile
 from fuse.frontend.upstream import one_walk, with_sources
 from fuse.log import miss_of
@@ -25,12 +26,15 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
     if isinstance(graph, fx.GraphModule):
         graph = graph.graph
     options = options or Options()
-    candidates, misses = find_candidates(graph, options.virtual_floor)
+    found, misses = _loops(graph)
+    taken = {n for imported in found for n in imported.candidate.virtual}
+    candidates, more = find_candidates(graph, options.virtual_floor, taken)
     alone = len(candidates) == 1
-    found, refused = _import_all(candidates, options, alone)
+    large, refused = _import_all(candidates, options, alone)
+    found += large
     cascades, unpaid = find_cascades(graph, [i.candidate for i in found], options.virtual_floor)    # of what is left
-    more, failed = _import_all(cascades, options, alone)
-    return found + more, misses + unpaid + refused + failed
+    more_found, failed = _import_all(cascades, options, alone)
+    return found + more_found, misses + more + unpaid + refused + failed
 
 
 def _import_all(candidates: list[Candidate], options: Options, alone: bool) -> tuple[list[Imported], list[Miss]]:
@@ -46,6 +50,13 @@ def _import_all(candidates: list[Candidate], options: Options, alone: bool) -> t
         else:
             found.append(imported)
     return found, misses
+
+
+def _loops(graph: fx.Graph) -> tuple[list[Imported], list[Miss]]:
+    """The loops that are scans. What is none of them is looked at again by the others."""
+    candidates, misses = find_loops(graph)
+    found = [import_candidate(c) for c in candidates]
+    return [i for i in found if isinstance(i, Imported)], misses + [i for i in found if isinstance(i, Miss)]
 
 
 def _imported(candidate: Candidate, options: Options, alone: bool) -> Imported | Miss:

@@ -10,7 +10,7 @@ and not a recompile.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -75,9 +75,13 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_of(v)
 
 
-def find_candidates(graph: fx.Graph, min_virtual_bytes: int) -> tuple[list[Candidate], list[Miss]]:
-    """Candidates that are worth importing, and a Miss for each that was looked at and refused."""
-    large = [n for n in graph.nodes if _may_amplify(n)]
+def find_candidates(graph: fx.Graph, min_virtual_bytes: int,
+                    taken: Container[fx.Node] = ()) -> tuple[list[Candidate], list[Miss]]:
+    """Candidates that are worth importing, and a Miss for each that was looked at and refused.
+
+    `taken`: nodes that belong to another region.
+    """
+    large = [n for n in graph.nodes if n not in taken and _may_amplify(n)]
     if not large:
         return [], []
     shadow = Shadow(graph)

@@ -12,7 +12,7 @@ contraction. Sizes are compared by hints alone.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import fx
@@ -44,18 +44,19 @@ DEVICES = ("cpu", "cuda")
 PLAIN = ("pointwise", "view", "reduction", "shaped", "free")
 
 
-def find_cascades(graph: fx.Graph, others: Iterable[Candidate], floor: int) -> tuple[list[Candidate], list[Miss]]:
+def find_cascades(graph: fx.Graph, others: Iterable[Candidate], floor: int,
+                  taken: Collection[fx.Node] = ()) -> tuple[list[Candidate], list[Miss]]:
     """Candidates among the nodes that no other candidate has taken, and a Miss for each that does not pay.
 
     `floor`: bytes that a region has to save; 0 switches every test of cost off.
     """
     others = list(others)
-    seeds = [n for n in graph.nodes if _may_return(n)]
+    seeds = [n for n in graph.nodes if n not in taken and _may_return(n)]
     if not seeds:
         return [], []
     shadow = others[0].shadow if others else Shadow(graph)
     hints = symbol_hints(t for n in graph.nodes for t in tensors_of(example(n)))
-    cascades = Cascades(shadow, hints, {n for c in others for n in (*c.virtual, *c.exits)})
+    cascades = Cascades(shadow, hints, {*taken, *(n for c in others for n in (*c.virtual, *c.exits))})
     found: list[Candidate] = []
     misses: list[Miss] = []
     for seed in reversed(seeds):          # the last of a chain has the others among what it is made of

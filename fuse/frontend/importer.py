@@ -313,7 +313,8 @@ class _Importer:
         return Imported(program, nodes, candidate.exits, candidate.anchors, candidate, candidate.where)
 
     def _exit(self, k: int, node: fx.Node) -> Output:
-        v = self.candidate.shadow.value(node)
+        shadow = self.candidate.shadow
+        v = shadow.given.get(node, shadow.value(node))
         if not isinstance(v, Value):
             raise Refused(Miss("OTHER_USER", where(node), lambda: f"{node.target}"))
         if v.dtype not in DTYPES:

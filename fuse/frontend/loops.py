@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from fuse.frontend.candidates import Candidate, asks_for_shape, consumers, contractions, dependents, elements, tensors_of
+from fuse.frontend.candidates import Candidate, asks_for_shape, consumers, contractions, dependents, elements, flat, tensors_of
 from fuse.frontend.cascades import Cascades, leaving
 from fuse.frontend.index import Linear
 from fuse.frontend.recurrence import Loop
 from fuse.frontend.shadow import Shadow
 from fuse.frontend.steps import Mismatch, Steps, reads_back
 from fuse.frontend.symbols import shape_of, symbol_hints
+from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import product_of
 from fuse.frontend.value import Value, called, example, where
 from fuse.private import memory_of
@@ -255,8 +256,8 @@ class Finder:
                     raise Refused(Miss("NOT_A_SCAN", where(node), "one of the first steps is read by itself"))
                 value = loop.pairs[family][0]
                 args = {"loop": loop, "family": family, "at": Linear.of(step)}
-                self.shadow.memo[node] = Value("step", args, value.dtype, value.shape, node, stored=True, grad=value.grad,
-                                               since=self.position[node])
+                self.shadow.given[node] = Value("step", args, value.dtype, value.shape, node, stored=True, grad=value.grad,
+                                                since=self.position[node])
         virtual = tuple(sorted(region, key=self.position.__getitem__))
         return Candidate((), virtual, tuple(exits), dependents(virtual), self.shadow, self.hints, where(virtual[0]))
 
@@ -275,9 +276,12 @@ class Finder:
         args = {"loop": loop, "family": family, "dim": collector.dim, "flipped": collector.flipped, "kept": collector.kept}
         found = Value("rolled", args, str(tensor.dtype)[6:], shape_of(tensor), node, stored=True,
                       grad=loop.pairs[family][0].grad, since=last)
-        self.shadow.memo[node] = found
+        self.shadow.given[node] = found
+        if not collector.writes:
+            self.shadow.memo[node] = found
         for write in collector.writes:
-            self.shadow.mutated[node, write] = found
+            if self.position[write] == last:
+                self.shadow.mutated[node, write] = found
 
 
 def _above(node: fx.Node, depth: int, resolve: Any) -> set[fx.Node]:
@@ -314,7 +318,9 @@ class Region(Cascades):
                 todo += node.all_input_nodes
 
     def _is_map(self, node: fx.Node) -> bool:
-        """A value that is made element by element: a product too, if nothing is summed."""
+        """A value that is made element by element: a product too, if nothing is summed; or several views of one."""
+        if isinstance(example(node), (tuple, list)):
+            return all(kind_of(v) == "view" for v in flat(self.shadow.value(node)))
         kind = self.kind(node)
         if kind == "contraction":
             return all(not product_of(v).contracted for v in contractions(self.shadow.value(node)))

@@ -41,6 +41,7 @@ class Shadow:
         self.memo: dict[fx.Node, Any] = {}
         self.written: dict[tuple[fx.Node, fx.Node], Value] = {}
         self.mutated: dict[tuple[fx.Node, fx.Node], Value] = {}
+        self.given: dict[fx.Node, Value] = {}      # what a region gives for a node, if not its value where it is made
         self.mutations: list[tuple[int, fx.Node, fx.Node]] = [
             (self.position[n], n, target) for n in self.nodes for target in mutated_arguments(n)]
 

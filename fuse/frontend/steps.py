@@ -92,7 +92,7 @@ class Steps:
             raise Mismatch(rest[0], "the results of the steps are one value")
         self._match(link.family, first)
         for family in self.families:
-            if family.is_state and family.previous is not family.first:
+            if family.is_state and not _identical(family.previous, family.first):
                 raise Mismatch(family.rest[0], "the first step does not read what the others read")
         return link.family
 
@@ -106,16 +106,16 @@ class Steps:
         nodes = tuple(map(self.resolve, nodes))
         if all(n is nodes[0] for n in nodes):
             return nodes[0]
-        if not all(isinstance(n, fx.Node) for n in nodes) or depth > LONGEST:
-            raise Mismatch(nodes[0], "a step has a number where another has a tensor")
         family, position = self.member.get(nodes[-1], (None, 0))
         if family is not None and position == self.length - 1 and family.rest == nodes:
             return Link(family)
         if family is not None and position == self.length - 2 and family.rest[:-1] == nodes[1:]:
-            if family.previous not in (None, nodes[0]):
+            if family.is_state and not _identical(family.previous, nodes[0]):
                 raise Mismatch(nodes[0], "two values are read as the state before the loop")
             family.previous = nodes[0]
             return Link(family, before=True)
+        if not all(isinstance(n, fx.Node) for n in nodes) or depth > LONGEST:
+            raise Mismatch(nodes[-1], "a step has a number where another has a tensor")
         family = Family(nodes)
         for t, node in enumerate(nodes, 1):
             if node in self.member:
@@ -162,7 +162,7 @@ class Steps:
         """Position 0 is the same step or, of a state, gives the first state."""
         first = self.resolve(first)
         if family.first is not None:
-            if family.first is not first:
+            if not _identical(family.first, first):
                 raise Mismatch(first, "the first step reads something else twice")
             return
         family.first = first

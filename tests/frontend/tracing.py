@@ -12,6 +12,7 @@ from fuse.ir.evaluate import evaluate_output
 from fuse.ir.program import Buffer, Program
 
 NARROW = {torch.float32, torch.bfloat16, torch.float16}
+WIDE = {**dict.fromkeys(NARROW, torch.float64), torch.complex64: torch.complex128}
 
 
 class Float64(TorchFunctionMode):
@@ -22,7 +23,7 @@ class Float64(TorchFunctionMode):
             return None
         if function in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
             function = torch.Tensor.double
-        widen = lambda v: torch.float64 if isinstance(v, torch.dtype) and v in NARROW else v  # noqa: E731
+        widen = lambda v: WIDE.get(v, v) if isinstance(v, torch.dtype) else v  # noqa: E731
         return function(*map(widen, args), **{k: widen(v) for k, v in (kwargs or {}).items()})
 
 
