@@ -3,6 +3,7 @@ compiler for the rest that takes no time."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Imported:
     exits: list[torch.fx.Node]
     where: str | None
     anchors: list[torch.fx.Node]
+    candidate: Any = SimpleNamespace(writes=())
 
 
 def find(gm: torch.fx.GraphModule, options: Any) -> tuple[list[Imported], list[Miss]]:

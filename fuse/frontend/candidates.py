@@ -44,6 +44,7 @@ class Candidate:
     hints: dict[str, int]
     where: str | None
     chained: bool = False
+    writes: tuple[fx.Node, ...] = ()       # fill exits in place: the region gives these as they are afterwards
 
     @property
     def numel(self) -> int:

@@ -259,7 +259,8 @@ class Finder:
                 self.shadow.given[node] = Value("step", args, value.dtype, value.shape, node, stored=True, grad=value.grad,
                                                 since=self.position[node])
         virtual = tuple(sorted(region, key=self.position.__getitem__))
-        return Candidate((), virtual, tuple(exits), dependents(virtual), self.shadow, self.hints, where(virtual[0]))
+        writes = tuple(w for c, _ in results for w in c.writes)
+        return Candidate((), virtual, tuple(exits), dependents(virtual), self.shadow, self.hints, where(virtual[0]), writes)
 
     def _unwritten(self, region: set[fx.Node], own: set[fx.Node]) -> None:
         """Refused if anything but the loop's own results is written between its first and its last step."""

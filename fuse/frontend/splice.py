@@ -36,19 +36,20 @@ class Place:
 
 def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str, *,
            moved: dict[Node, Node] | None = None, takes: Sequence[str] | None = None,
-           gives: Sequence[str] | None = None) -> Node | Miss:
+           gives: Sequence[str] | None = None, writes: Sequence[Node] = ()) -> Node | Miss:
     """The call, or a Miss with the graph as it was.
 
     `moved` maps exits of regions spliced before to what took their place, and is added to: one region may read what
     another gives. `takes` and `gives` are the element types of the op's operands and results. Where they differ from
     what the graph records (ambient autocast leaves no node behind) the cast is written out.
+    `writes` fill exits in place: what the op gives is those exits with all of them done.
     """
     moved = {} if moved is None else moved
     inputs = [moved.get(n, n) for n in inputs]
     if not set(graph.nodes).issuperset((*inputs, *exits)):
         return Miss("OTHER_USER", where(exits[0]), "another region has taken what this one reads or gives")
-    raise_inputs(graph, inputs, exits, between(inputs, exits))
-    place = find_place(graph, inputs, exits)
+    raise_inputs(graph, inputs, exits, between(inputs, (*exits, *writes)))
+    place = find_place(graph, inputs, exits, writes)
     if isinstance(place, Miss):
         return place
     origin = {k: exits[0].meta[k] for k in KEPT_META if exits[0].meta.get(k) is not None}
@@ -111,15 +112,15 @@ def _new_method(graph: Graph, name: str, args: tuple[Any, ...], value: Tensor, o
 
 # ---- where the call may go --------------------------------------------------------------------------------------
 
-def find_place(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node]) -> Place | Miss:
+def find_place(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], writes: Sequence[Node] = ()) -> Place | Miss:
     """The first place that keeps the meaning of the graph, trying each exit and the point after the last input."""
     order = {n: i for i, n in enumerate(graph.nodes)}
-    members = between(inputs, exits)
-    dead = removable(graph, members, exits)
+    members = between(inputs, (*exits, *writes))
+    dead = removable(graph, members, exits, writes)
     users = [order[u] for e in exits for u in e.users if u not in dead]
     first_use, last_input = min(users, default=len(order)), max(order[n] for n in inputs)
     readers = {i: [order[m] for m in i.users if m in members] for i in inputs}
-    writes = [(order[n], storages(written)) for n in graph.nodes if (written := mutated(n)) and n not in dead]
+    others = [(order[n], storages(written)) for n in graph.nodes if (written := mutated(n)) and n not in dead]
     nodes = list(order)
     context = contexts(nodes)
     mode = context[next((e for e in exits if example(e).requires_grad), exits[0])].grad
@@ -127,8 +128,8 @@ def find_place(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node]) -> P
     for at in sorted({order[e] for e in exits} | {last_input + 1}):
         if not last_input < at <= first_use or context[nodes[at]].grad != mode:
             continue
-        clash = next((w for w, written in writes for i, r in readers.items()
-                      if min([at, *r]) <= w < max([at, *r]) and written & storages([i])), None) if writes else None
+        clash = next((w for w, written in others for i, r in readers.items()
+                      if min([at, *r]) <= w < max([at, *r]) and written & storages([i])), None) if others else None
         if clash is None:
             return Place(nodes[at], tuple(n for n in nodes if n in dead))
         why = Miss("MUTATION", where(nodes[clash]), f"{nodes[clash].name} writes to an input of the region")
@@ -146,15 +147,16 @@ def between(inputs: Iterable[Node], exits: Iterable[Node]) -> set[Node]:
     return found
 
 
-def removable(graph: Graph, members: set[Node], exits: Sequence[Node]) -> set[Node]:
+def removable(graph: Graph, members: set[Node], exits: Sequence[Node], writes: Sequence[Node] = ()) -> set[Node]:
     """The members nobody needs once the exits come from elsewhere.
 
-    A node that writes in place goes only if nothing that stays, and no exit that is read, shares the memory it writes.
+    A node that writes in place goes only if nothing that stays, and no exit that is read, shares the memory it writes;
+    but `writes` are part of the exits.
     """
     leaving, own = set(exits), storages(members)
     dead = {m for m in members if not has_effect(m)}
     dead |= {n for n in graph.nodes if (written := mutated(n)) and storages(written) <= own and not has_effect(n)}
-    writers = [m for m in dead if mutated(m)]
+    writers = [m for m in dead.difference(writes) if mutated(m)]
     while True:
         kept = {m for m in dead - leaving if not dead.issuperset(m.users)}
         if writers:

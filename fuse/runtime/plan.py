@@ -45,6 +45,10 @@ class Planned:
         return list(self.imported.exits)
 
     @property
+    def writes(self) -> list[Node]:
+        return list(self.imported.candidate.writes)
+
+    @property
     def takes(self) -> list[str]:
         return [b.dtype for b in self.executable.inputs]
 
