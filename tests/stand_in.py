@@ -26,7 +26,7 @@ class Imported:
     exits: list[torch.fx.Node]
     where: str | None
     anchors: list[torch.fx.Node]
-    candidate: Any = SimpleNamespace(writes=())
+    candidate: Any = field(default_factory=lambda: SimpleNamespace(writes=()))
 
 
 def find(gm: torch.fx.GraphModule, options: Any) -> tuple[list[Imported], list[Miss]]:
