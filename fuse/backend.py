@@ -66,7 +66,7 @@ def fuse_graph(gm: GraphModule, options: Options, before_edit: Callable[[], None
     moved: dict[Node, Node] = {}
     for body, region in planned:
         placed = splice(body.graph, region.inputs, region.exits, region.key, moved=moved, takes=region.takes,
-                        gives=region.gives, writes=region.writes)
+                        gives=region.gives, covered=region.covered)
         if isinstance(placed, Miss):
             report.misses.append(placed)
         else:

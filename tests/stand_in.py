@@ -26,7 +26,7 @@ class Imported:
     exits: list[torch.fx.Node]
     where: str | None
     anchors: list[torch.fx.Node]
-    candidate: Any = field(default_factory=lambda: SimpleNamespace(writes=()))
+    candidate: Any = field(default_factory=lambda: SimpleNamespace(covered=()))
 
 
 def find(gm: torch.fx.GraphModule, options: Any) -> tuple[list[Imported], list[Miss]]:

@@ -7,7 +7,7 @@ from fuse.frontend.absorb import with_tail
 from fuse.frontend.candidates import Candidate, find_candidates
 from fuse.frontend.cascades import find_cascades
 from fuse.frontend.importer import Imported, import_candidate
-from fuse.frontend.loops import find_loops
+from fuse.frontend.scans import find_scans
 from fuse.frontend.supported import streamable, worthwhile
 from fuse.frontend.upstream import one_walk, with_sources
 from fuse.log import miss_of
@@ -26,7 +26,7 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
     if isinstance(graph, fx.GraphModule):
         graph = graph.graph
     options = options or Options()
-    found, misses = _loops(graph)
+    found, misses = _scans(graph)
     taken = {n for imported in found for n in imported.candidate.virtual}
     candidates, more = find_candidates(graph, options.virtual_floor, taken)
     alone = len(candidates) == 1
@@ -52,9 +52,9 @@ def _import_all(candidates: list[Candidate], options: Options, alone: bool) -> t
     return found, misses
 
 
-def _loops(graph: fx.Graph) -> tuple[list[Imported], list[Miss]]:
-    """The loops that are scans. What is none of them is looked at again by the others."""
-    candidates, misses = find_loops(graph)
+def _scans(graph: fx.Graph) -> tuple[list[Imported], list[Miss]]:
+    """Linear recurrences, however they are written. What is none of them is looked at again by the others."""
+    candidates, misses = find_scans(graph)
     found = [import_candidate(c) for c in candidates]
     return [i for i in found if isinstance(i, Imported)], misses + [i for i in found if isinstance(i, Miss)]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fuse.ir.expr import COMPLEXES, FLOATS, Expr, cast, const, make, sum_, topological, where
+from fuse.ir.expr import COMPLEXES, FLOATS, Expr, cast, const, sum_, topological, where
 
 Form = tuple[Expr | None, Expr | None]     # (a, b); None is zero
 

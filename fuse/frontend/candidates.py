@@ -44,7 +44,7 @@ class Candidate:
     hints: dict[str, int]
     where: str | None
     chained: bool = False
-    writes: tuple[fx.Node, ...] = ()       # fill exits in place: the region gives these as they are afterwards
+    covered: tuple[fx.Node, ...] = ()      # go with the region though no exit reads them: writes that fill an exit
 
     @property
     def numel(self) -> int:

@@ -2,7 +2,6 @@
 
     collector   what puts the steps' results side by side: a stack, a cat, or a fresh tensor filled position by position
     steps       the families of copies behind it (steps.py); a loop has at least one state
-    region      the loop, back through maps that only it reads (exp(dt A)), and on while values are larger than all it reads
 
 Found from the collectors: a graph without them costs one look at each node. The collectors become values of the shadow
 that know the loop (recurrence.py), so that the importer sees one step at a symbolic position; the graph is not changed.
@@ -10,29 +9,25 @@ that know the loop (recurrence.py), so that the importer sees one step at a symb
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx
 
-from fuse.frontend.candidates import Candidate, asks_for_shape, consumers, contractions, dependents, elements, flat, tensors_of
-from fuse.frontend.cascades import Cascades, leaving
+from fuse.frontend.candidates import Candidate, asks_for_shape, tensors_of
 from fuse.frontend.index import Linear
-from fuse.frontend.recurrence import Loop
-from fuse.frontend.shadow import Shadow
+from fuse.frontend.recurrence import Loop, one_step, rolled
+from fuse.frontend.scope import Scope
 from fuse.frontend.steps import Mismatch, Steps, reads_back
-from fuse.frontend.symbols import shape_of, symbol_hints
-from fuse.frontend.tables import kind_of
-from fuse.frontend.tables_contract import product_of
-from fuse.frontend.value import Value, called, example, where
+from fuse.frontend.symbols import shape_of
+from fuse.frontend.unrolled import Unrolled
+from fuse.frontend.value import called, example, where
 from fuse.private import memory_of
 from fuse.reasons import Miss, Refused
 
 SHORTEST = 4             # steps
-LARGE = 2                # times all that the loop reads: what grows so is not stored
 STACKS = ("stack", "cat", "concat", "concatenate")
 FILLED = {"zeros_like": 0, "zeros": 0, "new_zeros": 0, "empty_like": None, "empty": None, "new_empty": None}
 
@@ -67,13 +62,13 @@ class Fill:
         return found[1] if found is not None and found[0] == self.dim else None
 
 
-def find_loops(graph: fx.Graph) -> tuple[list[Candidate], list[Miss]]:
+def find_loops(scope: Scope) -> tuple[list[Candidate], list[Miss]]:
     """Candidates for linear recurrences, and a Miss for each loop with a state that is none."""
-    stacks = [n for n in graph.nodes if _is_stack(n)]
-    writes = [n for n in graph.nodes if n.op == "call_function" and n.target is operator.setitem]
+    stacks = [n for n in scope.graph.nodes if _is_stack(n)]
+    writes = [n for n in scope.graph.nodes if n.op == "call_function" and n.target is operator.setitem]
     if not stacks and len(writes) < SHORTEST - 1:
         return [], []
-    return Finder(graph, writes).run(stacks)
+    return Finder(scope, writes).run(stacks)
 
 
 def _is_stack(node: fx.Node) -> bool:
@@ -101,18 +96,9 @@ def _place(index: Any, tensor: torch.Tensor) -> tuple[int, int] | None:
 class Finder:
     """The loops of one graph."""
 
-    def __init__(self, graph: fx.Graph, writes: list[fx.Node]):
-        self.graph = graph
-        self.position = {n: i for i, n in enumerate(graph.nodes)}
+    def __init__(self, scope: Scope, writes: list[fx.Node]):
+        self.scope, self.position, self.shadow = scope, scope.position, scope.shadow
         self.fills = self._fills(writes)
-
-    @cached_property
-    def shadow(self) -> Shadow:
-        return Shadow(self.graph)
-
-    @cached_property
-    def hints(self) -> dict[str, int]:
-        return symbol_hints(t for n in self.graph.nodes for t in tensors_of(example(n)))
 
     def run(self, stacks: list[fx.Node]) -> tuple[list[Candidate], list[Miss]]:
         groups: list[tuple[Steps, list[tuple[Collector, Any]]]] = []
@@ -240,27 +226,21 @@ class Finder:
     # ---- regions ----------------------------------------------------------------------------------------------------
 
     def candidate(self, steps: Steps, results: list[tuple[Collector, Any]]) -> Candidate:
-        loop = Loop(results[0][0].node.name, steps, self.shadow, results[0][0].flipped)
-        region = {n for f in steps.families for n in f.nodes} | {w for c, _ in results for w in c.writes}
-        region |= {c.node for c, _ in results}
+        loop = Unrolled(results[0][0].node.name, steps, self.shadow, results[0][0].flipped)
+        writes = tuple(w for c, _ in results for w in c.writes)
+        region = {n for f in steps.families for n in f.nodes} | {c.node for c, _ in results} | set(writes)
         region |= {u for c, _ in results if c.writes for u in c.node.users if self.resolve(u) is not u}
-        self._unwritten(region, {w for c, _ in results for w in c.writes})
+        self._unwritten(region, set(writes))
         for collector, family in results:
             self._show(loop, collector, family)
-        Region(self, region).grow([c.node for c, _ in results])
-        exits = sorted((n for n in leaving(region)), key=self.position.__getitem__)
-        for node in exits:
+        found = self.scope.candidate(region, [c.node for c, _ in results], writes)
+        for node in found.exits:
             family, step = steps.member.get(node, (None, 0))
             if family is not None:
                 if step < 3:
                     raise Refused(Miss("NOT_A_SCAN", where(node), "one of the first steps is read by itself"))
-                value = loop.pairs[family][0]
-                args = {"loop": loop, "family": family, "at": Linear.of(step)}
-                self.shadow.given[node] = Value("step", args, value.dtype, value.shape, node, stored=True, grad=value.grad,
-                                                since=self.position[node])
-        virtual = tuple(sorted(region, key=self.position.__getitem__))
-        writes = tuple(w for c, _ in results for w in c.writes)
-        return Candidate((), virtual, tuple(exits), dependents(virtual), self.shadow, self.hints, where(virtual[0]), writes)
+                self.shadow.given[node] = one_step(loop, family, Linear.of(step), node)
+        return found
 
     def _unwritten(self, region: set[fx.Node], own: set[fx.Node]) -> None:
         """Refused if anything but the loop's own results is written between its first and its last step."""
@@ -272,11 +252,9 @@ class Finder:
 
     def _show(self, loop: Loop, collector: Collector, family: Any) -> None:
         """Lets the shadow see the collector as the loop's results."""
-        node, tensor = collector.node, example(collector.node)
-        last = max((self.position[n] for n in (node, *collector.writes)))
-        args = {"loop": loop, "family": family, "dim": collector.dim, "flipped": collector.flipped, "kept": collector.kept}
-        found = Value("rolled", args, str(tensor.dtype)[6:], shape_of(tensor), node, stored=True,
-                      grad=loop.pairs[family][0].grad, since=last)
+        node = collector.node
+        last = max(self.position[n] for n in (node, *collector.writes))
+        found = rolled(loop, family, collector.dim, node, kept=collector.kept, flipped=collector.flipped, since=last)
         self.shadow.given[node] = found
         if not collector.writes:
             self.shadow.memo[node] = found
@@ -294,48 +272,3 @@ def _above(node: fx.Node, depth: int, resolve: Any) -> set[fx.Node]:
             break
         found |= level
     return found
-
-
-class Region(Cascades):
-    """The nodes of a region, which grows to what is as well computed with it."""
-
-    def __init__(self, finder: Finder, nodes: set[fx.Node]):
-        super().__init__(finder.shadow, finder.hints, nodes)
-        self.nodes = nodes
-
-    def grow(self, results: Iterable[fx.Node]) -> None:
-        self._back()
-        self._on(list(results))
-
-    def _inputs(self) -> set[fx.Node]:
-        return {a for n in self.nodes for a in n.all_input_nodes} - self.nodes
-
-    def _back(self) -> None:
-        todo = list(self._inputs())
-        while todo:
-            node = todo.pop()
-            if node not in self.nodes and self._is_map(node) and set(consumers(node)) <= self.nodes:
-                self.nodes.add(node)
-                todo += node.all_input_nodes
-
-    def _is_map(self, node: fx.Node) -> bool:
-        """A value that is made element by element: a product too, if nothing is summed; or several views of one."""
-        if isinstance(example(node), (tuple, list)):
-            return all(kind_of(v) == "view" for v in flat(self.shadow.value(node)))
-        kind = self.kind(node)
-        if kind == "contraction":
-            return all(not product_of(v).contracted for v in contractions(self.shadow.value(node)))
-        return kind == "map"
-
-    def _on(self, todo: list[fx.Node]) -> None:
-        most = max((elements(a) or 0 for a in self._inputs()), default=0)
-        below = dependents(tuple(self.nodes))
-        while todo:
-            node = todo.pop()
-            users = set(consumers(node)) - self.nodes
-            if (elements(node) or 0) >= LARGE * most and all(self._takes(u, below) for u in users):
-                self.nodes |= users
-                todo += users
-
-    def _takes(self, user: fx.Node, below: frozenset[fx.Node]) -> bool:
-        return self.kind(user) != "" and all(a in self.nodes or a not in below for a in user.all_input_nodes)

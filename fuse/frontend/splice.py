@@ -8,7 +8,7 @@ the grad mode of the exits, and with no write to an input's memory between there
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,20 +36,20 @@ class Place:
 
 def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str, *,
            moved: dict[Node, Node] | None = None, takes: Sequence[str] | None = None,
-           gives: Sequence[str] | None = None, writes: Sequence[Node] = ()) -> Node | Miss:
+           gives: Sequence[str] | None = None, covered: Sequence[Node] = ()) -> Node | Miss:
     """The call, or a Miss with the graph as it was.
 
     `moved` maps exits of regions spliced before to what took their place, and is added to: one region may read what
     another gives. `takes` and `gives` are the element types of the op's operands and results. Where they differ from
     what the graph records (ambient autocast leaves no node behind) the cast is written out.
-    `writes` fill exits in place: what the op gives is those exits with all of them done.
+    `covered` go with the region though no exit reads them: writes that fill an exit, calls with effects of their own.
     """
     moved = {} if moved is None else moved
     inputs = [moved.get(n, n) for n in inputs]
     if not set(graph.nodes).issuperset((*inputs, *exits)):
         return Miss("OTHER_USER", where(exits[0]), "another region has taken what this one reads or gives")
-    raise_inputs(graph, inputs, exits, between(inputs, (*exits, *writes)))
-    place = find_place(graph, inputs, exits, writes)
+    raise_inputs(graph, inputs, exits, between(inputs, (*exits, *covered)))
+    place = find_place(graph, inputs, exits, covered)
     if isinstance(place, Miss):
         return place
     origin = {k: exits[0].meta[k] for k in KEPT_META if exits[0].meta.get(k) is not None}
@@ -112,11 +112,11 @@ def _new_method(graph: Graph, name: str, args: tuple[Any, ...], value: Tensor, o
 
 # ---- where the call may go --------------------------------------------------------------------------------------
 
-def find_place(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], writes: Sequence[Node] = ()) -> Place | Miss:
+def find_place(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], covered: Sequence[Node] = ()) -> Place | Miss:
     """The first place that keeps the meaning of the graph, trying each exit and the point after the last input."""
     order = {n: i for i, n in enumerate(graph.nodes)}
-    members = between(inputs, (*exits, *writes))
-    dead = removable(graph, members, exits, writes)
+    members = between(inputs, (*exits, *covered))
+    dead = removable(graph, members, exits, covered)
     users = [order[u] for e in exits for u in e.users if u not in dead]
     first_use, last_input = min(users, default=len(order)), max(order[n] for n in inputs)
     readers = {i: [order[m] for m in i.users if m in members] for i in inputs}
@@ -147,16 +147,16 @@ def between(inputs: Iterable[Node], exits: Iterable[Node]) -> set[Node]:
     return found
 
 
-def removable(graph: Graph, members: set[Node], exits: Sequence[Node], writes: Sequence[Node] = ()) -> set[Node]:
+def removable(graph: Graph, members: set[Node], exits: Sequence[Node], covered: Collection[Node] = ()) -> set[Node]:
     """The members nobody needs once the exits come from elsewhere.
 
     A node that writes in place goes only if nothing that stays, and no exit that is read, shares the memory it writes;
-    but `writes` are part of the exits.
+    what is `covered` is part of what the region gives.
     """
-    leaving, own = set(exits), storages(members)
-    dead = {m for m in members if not has_effect(m)}
+    leaving, own, covered = set(exits), storages(members), set(covered)
+    dead = {m for m in members if m in covered or not has_effect(m)}
     dead |= {n for n in graph.nodes if (written := mutated(n)) and storages(written) <= own and not has_effect(n)}
-    writers = [m for m in dead.difference(writes) if mutated(m)]
+    writers = [m for m in dead.difference(covered) if mutated(m)]
     while True:
         kept = {m for m in dead - leaving if not dead.issuperset(m.users)}
         if writers:

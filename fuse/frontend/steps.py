@@ -21,7 +21,7 @@ from torch import fx
 from fuse.frontend.context import Context, mutated_arguments
 from fuse.frontend.symbols import shape_of
 from fuse.frontend.value import called, example
-from fuse.reasons import Miss, Refused
+from fuse.reasons import Miss
 
 INDEXING = ("getitem", "select", "narrow")     # the calls whose integers are positions
 LONGEST = 64                                   # nodes from a result of the step to what it is made of

@@ -45,8 +45,8 @@ class Planned:
         return list(self.imported.exits)
 
     @property
-    def writes(self) -> list[Node]:
-        return list(self.imported.candidate.writes)
+    def covered(self) -> list[Node]:
+        return list(self.imported.candidate.covered)
 
     @property
     def takes(self) -> list[str]:
