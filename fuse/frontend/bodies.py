@@ -8,8 +8,9 @@ What `combine` is, its own expression says. torch 2.13 differentiates the op wro
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import fx
@@ -19,7 +20,7 @@ from fuse.frontend.candidates import Candidate
 from fuse.frontend.context import mutated_arguments
 from fuse.frontend.importer import Pull
 from fuse.frontend.index import Linear
-from fuse.frontend.recurrence import Loop, made, one_step, refused, rolled, scanned
+from fuse.frontend.recurrence import made, one_step, refused, rolled, scanned
 from fuse.frontend.scope import Scope
 from fuse.frontend.shadow import Shadow
 from fuse.frontend.steps import Family
@@ -65,39 +66,42 @@ def _nodes(graph: fx.Graph) -> tuple[list[fx.Node], list[Any]]:
 
 @dataclass(eq=False)
 class Body:
-    """The step of a `scan` as a function of its position. `given`: what stands for a placeholder, at a position."""
+    """The step of a `scan` as a function of its position. `given`: what stands for a node, at a position."""
 
     name: str
     shadow: Shadow
     length: Size
+    flipped: bool
     families: list[Family] = field(default_factory=list)
     results: dict[Family, Value] = field(default_factory=dict)
     given: dict[fx.Node, Callable[[Linear], Value]] = field(default_factory=dict)
-    built: dict[tuple[Value, Linear], Value] = field(default_factory=dict)
-    flipped: bool = False
+    built: dict[Linear, dict[Value, Value]] = field(default_factory=dict)
 
     def like(self, f: Family) -> Value:
         return self.results[f]
 
     def definition(self, f: Family, k: Linear) -> Value:
-        return substituted(self.results[f], lambda node: self.given[node](k), self.built, k)
-
-
-def substituted(v: Value, given: Callable[[fx.Node], Value], memo: dict[Any, Value], key: Any = None) -> Value:
-    """The value with `given` in the place of placeholders."""
-    if (v, key) not in memo:
+        v = self.results[f]
         if v.node.op == "placeholder":
-            memo[v, key] = given(v.node)
-        elif v.op is None:
+            return self.given[v.node](k)
+        given = {n: make(k) for n, make in self.given.items()}
+        return rebuilt(v, given, self.built.setdefault(k, {}))
+
+
+def rebuilt(v: Value, given: Mapping[fx.Node, Value], memo: dict[Value, Value]) -> Value:
+    """The value with its arguments made from `given`, what stands for placeholders and for states."""
+    def argument(x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return type(x)(map(argument, x))
+        if not isinstance(x, Value):
+            return x
+        return given[x.node] if x.stored and x.node in given else rebuilt(x, given, memo)
+    if v not in memo:
+        if v.op is None:
             raise refused(v, f"{v.node.target} in a step")
-        else:
-            def argument(x: Any) -> Any:
-                if isinstance(x, (list, tuple)):
-                    return type(x)(map(argument, x))
-                return substituted(x, given, memo, key) if isinstance(x, Value) else x
-            args = {name: argument(x) for name, x in v.args.items()}
-            memo[v, key] = Value(v.op, args, v.dtype, v.shape, v.node, output=v.output, grad=v.grad, overload=v.overload)
-    return memo[v, key]
+        args = {name: argument(x) for name, x in v.args.items()}
+        memo[v] = Value(v.op, args, v.dtype, v.shape, v.node, output=v.output, grad=v.grad, overload=v.overload)
+    return memo[v]
 
 
 def _loop(scope: Scope, node: fx.Node, body: fx.Graph) -> list[Value]:
@@ -106,27 +110,24 @@ def _loop(scope: Scope, node: fx.Node, body: fx.Graph) -> list[Value]:
     inputs, results = _nodes(body)
     if len(inputs) != len(start) + len(xs) + len(more) or not all(isinstance(inner.value(r), Value) for r in results):
         raise Refused(Miss("NOT_A_SCAN", where(node), "a step of another form"))
-    loop = Body(node.name, scope.shadow, shape_of(example(xs[0]))[0])
+    loop = Body(node.name, scope.shadow, shape_of(example(xs[0]))[0], flipped=all(called(x) == "flip" for x in xs))
     for i, result in enumerate(results):
         family = Family((), previous=inputs[i], start=start[i]) if i < len(start) else Family(())
         loop.families.append(family)
         loop.results[family] = inner.value(result)
+    for family, result in zip(loop.families[:len(start)], results, strict=False):
+        loop.given[result] = partial(made, loop, "state", family)
     for i, n in enumerate(inputs):
         loop.given[n] = _given(scope, loop, i, start, xs, more)
     last = Linear.of(loop.length - 1)
-    made_ = [one_step(loop, f, last, node) if f.is_state else _side_by_side(loop, f, node, i)
-             for i, f in enumerate(loop.families)]
-    return made_
-
-
-def _side_by_side(loop: Loop, f: Family, node: fx.Node, i: int) -> Value:
-    return rolled(loop, f, 0, node, tensor=example(node)[i])
+    return [one_step(loop, f, last, node) if f.is_state else rolled(loop, f, 0, node, tensor=example(node)[i])
+            for i, f in enumerate(loop.families)]
 
 
 def _given(scope: Scope, loop: Body, i: int, start: Sequence[fx.Node], xs: Sequence[fx.Node],
            more: Sequence[fx.Node]) -> Callable[[Linear], Value]:
     if i < len(start):
-        return lambda k: made(loop, "carried", loop.families[i], k)
+        return partial(made, loop, "carried", loop.families[i])
     if i < len(start) + len(xs):
         x = scope.shadow.value(xs[i - len(start)])
         return lambda k: Value("select", {"self": x, "dim": 0, "index": k}, x.dtype, x.shape[1:], x.node, grad=x.grad)
@@ -163,7 +164,7 @@ def _affine(scope: Scope, body: fx.Graph, a: int) -> bool:
     pull = Pull(Candidate((), (), tuple(results), frozenset(), inner, scope.hints, None), {})
     leaves = {n: Value("leaf", {"name": n.name}, str(example(n).dtype)[6:], shape[0], n) for n in inputs}
     try:
-        found = [pull.at(substituted(v, leaves.__getitem__, {}), index) for v in values]
+        found = [pull.at(leaves[v.node] if v.node in leaves else rebuilt(v, leaves, {}), index) for v in values]
     except Refused:
         return False
     al, bl, ar, br = (pull.at(leaves[inputs[i]], index) for i in (a, 1 - a, 2 + a, 3 - a))

@@ -1,6 +1,7 @@
 """A graph in which scans are looked for, and the regions around those that are found.
 
-    region   the scan, back through maps that only it reads (exp(dt A)), and on while values are larger than all it reads
+    region   the scan, back through maps that only it reads (exp(dt A)), and on through views, and while values are larger
+             than all it reads
 """
 from __future__ import annotations
 
@@ -82,9 +83,14 @@ class Region(Cascades):
         while todo:
             node = todo.pop()
             users = set(consumers(node)) - self.nodes
-            if (elements(node) or 0) >= LARGE * most and all(self._takes(u, below) for u in users):
+            large = (elements(node) or 0) >= LARGE * most
+            if users and all(self._takes(u, below) and (large or self._is_view(u)) for u in users):
                 self.nodes |= users
                 todo += users
+
+    def _is_view(self, user: fx.Node) -> bool:
+        values = list(flat(self.shadow.value(user)))
+        return len(values) == 1 and kind_of(values[0]) == "view"
 
     def _takes(self, user: fx.Node, below: frozenset[fx.Node]) -> bool:
         return self.kind(user) != "" and all(a in self.nodes or a not in below for a in user.all_input_nodes)
