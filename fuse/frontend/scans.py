@@ -7,9 +7,10 @@ from fuse.frontend.bodies import find_bodies
 from fuse.frontend.candidates import Candidate
 from fuse.frontend.loops import find_loops
 from fuse.frontend.scope import Scope
+from fuse.frontend.trees import find_trees
 from fuse.reasons import Miss
 
-IDIOMS = (find_loops, find_bodies)
+IDIOMS = (find_loops, find_bodies, find_trees)
 
 
 def find_scans(graph: fx.Graph) -> tuple[list[Candidate], list[Miss]]:
