@@ -5,12 +5,13 @@ from torch import fx
 
 from fuse.frontend.bodies import find_bodies
 from fuse.frontend.candidates import Candidate
+from fuse.frontend.logspace import find_logspace
 from fuse.frontend.loops import find_loops
 from fuse.frontend.scope import Scope
 from fuse.frontend.trees import find_trees
 from fuse.reasons import Miss
 
-IDIOMS = (find_loops, find_bodies, find_trees)
+IDIOMS = (find_loops, find_bodies, find_trees, find_logspace)
 
 
 def find_scans(graph: fx.Graph) -> tuple[list[Candidate], list[Miss]]:

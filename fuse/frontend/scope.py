@@ -84,13 +84,14 @@ class Region(Cascades):
             node = todo.pop()
             users = set(consumers(node)) - self.nodes
             large = (elements(node) or 0) >= LARGE * most
-            if users and all(self._takes(u, below) and (large or self._is_view(u)) for u in users):
+            if users and all(self._takes(u, below) and (large or self._is_view(u, node)) for u in users):
                 self.nodes |= users
                 todo += users
 
-    def _is_view(self, user: fx.Node) -> bool:
+    def _is_view(self, user: fx.Node, of: fx.Node) -> bool:
+        """Are these the same elements in another arrangement?"""
         values = list(flat(self.shadow.value(user)))
-        return len(values) == 1 and kind_of(values[0]) == "view"
+        return len(values) == 1 and kind_of(values[0]) == "view" and elements(user) == elements(of)
 
     def _takes(self, user: fx.Node, below: frozenset[fx.Node]) -> bool:
         return self.kind(user) != "" and all(a in self.nodes or a not in below for a in user.all_input_nodes)
