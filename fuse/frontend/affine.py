@@ -5,17 +5,21 @@ such form; nor has what hides it from derivatives.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fuse.ir.expr import COMPLEXES, FLOATS, Expr, cast, const, sum_, topological, where
 
 Form = tuple[Expr | None, Expr | None]     # (a, b); None is zero
 
 
-def affine_in(root: Expr, leaf: Expr) -> Form | None:
-    """(a, b) with root = a * leaf + b, or None if root is not of that form."""
-    forms: dict[Expr, Form] = {leaf: (const(1, leaf.dtype), None)}
-    for node in topological([root], {leaf}):
+def affine_in(root: Expr, leaf: Expr | Mapping[Expr, Expr]) -> Form | None:
+    """(a, b) with root = a * leaf + b, or None if root is not of that form.
+
+    Several leaves may be one number: each is that number, in its own type, plus what `leaf` maps it to.
+    """
+    leaves = {leaf: None} if isinstance(leaf, Expr) else leaf
+    forms: dict[Expr, Form] = {x: (const(1, x.dtype), _nonzero(offset)) for x, offset in leaves.items()}
+    for node in topological([root], leaves):
         if node in forms or not any(a in forms for a in node.args):
             continue
         rule = RULES.get(node.op)
@@ -24,6 +28,10 @@ def affine_in(root: Expr, leaf: Expr) -> Form | None:
             return None
         forms[node] = found
     return forms.get(root, (None, root))
+
+
+def _nonzero(x: Expr | None) -> Expr | None:
+    return None if x is None or (x.op == "const" and x["value"] == 0) else x
 
 
 def _add(x: Expr | None, y: Expr | None) -> Expr | None:

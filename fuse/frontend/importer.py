@@ -20,6 +20,7 @@ from torch import fx
 
 from fuse.frontend.bind import bind_sizes
 from fuse.frontend.candidates import Candidate
+from fuse.frontend.convolutions import CONVOLUTIONS
 from fuse.frontend.index import Linear, Split
 from fuse.frontend.operands import WIDTH, Operands, compute_type
 from fuse.frontend.pieces import split_pieces
@@ -271,7 +272,8 @@ class Pull:
         return POINTWISE[v.op or ""](Operands(v, fetch))
 
 
-RULES: dict[str, Callable[[Pull, Value, Index], Expr]] = {**FREE, **SHAPED, **REDUCTIONS, **GATHERS, **ARRANGED, **RECURRENCES}
+RULES: dict[str, Callable[[Pull, Value, Index], Expr]] = {
+    **FREE, **SHAPED, **REDUCTIONS, **GATHERS, **ARRANGED, **RECURRENCES, **CONVOLUTIONS}
 
 
 def _fills(v: Value) -> list[Value]:

@@ -87,7 +87,7 @@ def outputs_of(program: Program, inputs: list[torch.Tensor]) -> list[torch.Tenso
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative to the largest expected value; nan must meet nan and infinities must agree."""
     assert found.shape == expected.shape, (found.shape, expected.shape)
-    found, expected = found.double(), expected.double()
+    found, expected = (torch.view_as_real(x) if x.is_complex() else x.double() for x in (found, expected))
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(torch.where(found.isinf(), found, 0), torch.where(expected.isinf(), expected, 0))
     finite = expected.isfinite()
