@@ -56,6 +56,15 @@ def normalises_both_ways(h, W, y):
     return (logits.softmax(0) * logits.softmax(1)).sum()
 
 
+@provokes("NOT_A_SCAN")
+def remembers_nonlinearly(h, W, y):
+    state, states = h[0], []
+    for t in range(6):
+        state = torch.tanh(0.5 * state + h[t] * W[t])
+        states.append(state)
+    return torch.stack(states).sum()
+
+
 @provokes("EXITS_TOO_BIG")
 def mixes_the_classes(h, W, y):
     return F.linear(h, W).softmax(-1) @ torch.eye(V)

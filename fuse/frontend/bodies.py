@@ -25,7 +25,7 @@ from fuse.frontend.scope import Scope
 from fuse.frontend.shadow import Shadow
 from fuse.frontend.steps import Family
 from fuse.frontend.symbols import shape_of
-from fuse.frontend.value import Value, called, example, where
+from fuse.frontend.value import Value, arguments, called, example, where
 from fuse.ir.expr import Axis
 from fuse.ir.size import Size
 from fuse.private import HigherOrderOperator
@@ -48,7 +48,7 @@ def find_bodies(scope: Scope) -> tuple[list[Candidate], list[Miss]]:
 
 def _candidate(scope: Scope, node: fx.Node, show: Callable[[Scope, fx.Node, fx.Graph], list[Value]]) -> Candidate:
     owner = node.graph.owning_module
-    body = getattr(owner, str(node.args[0].target), None) if isinstance(node.args[0], fx.Node) else None
+    body = getattr(owner, str(arguments(node)[0].target), None)
     if not isinstance(body, fx.GraphModule) or any(mutated_arguments(n) for n in body.graph.nodes):
         raise Refused(Miss("NOT_A_SCAN", where(node), "the step cannot be looked into, or changes a tensor in place"))
     scope.shadow.memo[node] = tuple(show(scope, node, body.graph))
@@ -58,7 +58,7 @@ def _candidate(scope: Scope, node: fx.Node, show: Callable[[Scope, fx.Node, fx.G
 
 def _nodes(graph: fx.Graph) -> tuple[list[fx.Node], list[Any]]:
     """Placeholders and results."""
-    results = graph.output_node().args[0]
+    results = arguments(graph.output_node())[0]
     return graph.find_nodes(op="placeholder"), list(results) if isinstance(results, (list, tuple)) else [results]
 
 
@@ -105,7 +105,7 @@ def rebuilt(v: Value, given: Mapping[fx.Node, Value], memo: dict[Value, Value]) 
 
 
 def _loop(scope: Scope, node: fx.Node, body: fx.Graph) -> list[Value]:
-    _, start, xs, more = (*node.args, ())[:4]
+    _, start, xs, more = (*arguments(node), ())[:4]
     inner = Shadow(body)
     inputs, results = _nodes(body)
     if len(inputs) != len(start) + len(xs) + len(more) or not all(isinstance(inner.value(r), Value) for r in results):
@@ -138,7 +138,7 @@ def _given(scope: Scope, loop: Body, i: int, start: Sequence[fx.Node], xs: Seque
 # ---- associative_scan -----------------------------------------------------------------------------------------------
 
 def _combination(scope: Scope, node: fx.Node, body: fx.Graph) -> list[Value]:
-    _, xs, more = (*node.args, ())[:3]
+    _, xs, more = (*arguments(node), ())[:3]
     if len(xs) != 2 or more:
         raise Refused(Miss("NOT_A_SCAN", where(node), f"a combination of {len(xs)} tensors and {len(more)} others"))
     a = next((i for i in (0, 1) if _affine(scope, body, i)), None)

@@ -20,8 +20,8 @@ from torch import fx
 
 from fuse.frontend.bind import bind_sizes
 from fuse.frontend.candidates import Candidate
-from fuse.frontend.convolutions import CONVOLUTIONS
 from fuse.frontend.index import Linear, Split
+from fuse.frontend.lags import CONVOLUTIONS
 from fuse.frontend.operands import WIDTH, Operands, compute_type
 from fuse.frontend.pieces import split_pieces
 from fuse.frontend.recurrence import RECURRENCES

@@ -17,13 +17,14 @@ import torch
 from torch import fx
 
 from fuse.frontend.candidates import Candidate, asks_for_shape, tensors_of
+from fuse.frontend.cascades import leaving
 from fuse.frontend.index import Linear
 from fuse.frontend.recurrence import Loop, one_step, rolled
 from fuse.frontend.scope import Scope
 from fuse.frontend.steps import Mismatch, Steps, reads_back
 from fuse.frontend.symbols import shape_of
 from fuse.frontend.unrolled import Unrolled
-from fuse.frontend.value import called, example, where
+from fuse.frontend.value import arguments, called, example, where
 from fuse.private import memory_of
 from fuse.reasons import Miss, Refused
 
@@ -72,9 +73,9 @@ def find_loops(scope: Scope) -> tuple[list[Candidate], list[Miss]]:
 
 
 def _is_stack(node: fx.Node) -> bool:
-    if node.op != "call_function" or called(node) not in STACKS or not node.args:
+    if node.op != "call_function" or called(node) not in STACKS or not arguments(node):
         return False
-    parts = node.args[0]
+    parts = arguments(node)[0]
     return isinstance(parts, (list, tuple)) and len(parts) >= SHORTEST and all(isinstance(p, fx.Node) for p in parts)
 
 
@@ -125,7 +126,7 @@ class Finder:
         found: dict[fx.Node, Fill] = {}
         refused: set[fx.Node] = set()
         for node in writes:
-            base, index, value = node.args
+            base, index, value = arguments(node)
             place = _place(index, example(base)) if isinstance(base, fx.Node) and called(base) in FILLED else None
             if place is None or not self._fits(base, place[0], value):
                 refused.add(base)
@@ -167,18 +168,18 @@ class Finder:
             return item
         if written is None or written[0] > self.position[item]:
             return item if fill.empty is None else fill.empty
-        return self.resolve(written[1].args[2])
+        return self.resolve(arguments(written[1])[2])
 
     def collectors(self, stacks: list[fx.Node]) -> Iterator[Collector]:
         for node in stacks:
-            parts = list(node.args[0])
-            dim = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else 0))
-            rank = example(node).dim()
+            parts = list(arguments(node)[0])
+            options: dict[str, Any] = dict(node.kwargs)
+            dim = int(options.get("dim", options.get("axis", arguments(node)[1] if len(arguments(node)) > 1 else 0)))
             kept = called(node) != "stack"
             if kept and any(shape_of(example(p))[dim] != 1 for p in parts):
                 continue
             flipped = self.position[parts[0]] > self.position[parts[-1]]
-            yield Collector(node, parts[::-1] if flipped else parts, int(dim) % rank, flipped, kept)
+            yield Collector(node, parts[::-1] if flipped else parts, dim % example(node).dim(), flipped, kept)
         for fill in self.fills.values():
             collector = self._filled(fill)
             if collector is not None:
@@ -190,7 +191,7 @@ class Finder:
         places = sorted(fill.writes, key=lambda i: fill.writes[i][0])
         flipped = places[0] > places[-1]
         order = list(range(extent))[::-1] if flipped else list(range(extent))
-        values: list[Any] = [self.resolve(fill.writes[i][1].args[2]) for i in places]
+        values: list[Any] = [self.resolve(arguments(fill.writes[i][1])[2]) for i in places]
         if places == order[1:] and fill.empty is not None:
             values.insert(0, fill.empty)
         elif places != order:
@@ -233,14 +234,13 @@ class Finder:
         self._unwritten(region, set(writes))
         for collector, family in results:
             self._show(loop, collector, family)
-        found = self.scope.candidate(region, [c.node for c, _ in results], writes)
-        for node in found.exits:
+        for node in leaving(region):
             family, step = steps.member.get(node, (None, 0))
             if family is not None:
                 if step < 3:
                     raise Refused(Miss("NOT_A_SCAN", where(node), "one of the first steps is read by itself"))
                 self.shadow.given[node] = one_step(loop, family, Linear.of(step), node)
-        return found
+        return self.scope.candidate(region, [c.node for c, _ in results], writes)
 
     def _unwritten(self, region: set[fx.Node], own: set[fx.Node]) -> None:
         """Refused if anything but the loop's own results is written between its first and its last step."""

@@ -36,10 +36,17 @@ if TYPE_CHECKING:
 class Loop(Protocol):
     """A step repeated `length` times, as values at a symbolic position. `flipped`: its results stand last step first."""
 
-    name: str
-    shadow: Shadow
-    flipped: bool
-    families: Sequence[Family]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shadow(self) -> Shadow: ...
+
+    @property
+    def flipped(self) -> bool: ...
+
+    @property
+    def families(self) -> Sequence[Family]: ...
 
     @property
     def length(self) -> Size: ...

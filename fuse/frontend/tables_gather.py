@@ -308,7 +308,7 @@ def _write(pull: Pull, v: Value, idx: Index) -> Expr:
             continue
         d = int(link.args["dim"]) % len(shape)
         if link.op == "select":
-            hit: Expr | None = make("eq", at[d].expr(), size(wrap(link.args["index"], shape[d])))
+            hit: Expr | None = make("eq", at[d].expr(), Linear.of(wrap(link.args["index"], shape[d])).expr())
             del at[d], shape[d]
         else:
             start, step = slice_bounds(link.args, shape[d])

@@ -21,7 +21,7 @@ from fuse.frontend.cascades import leaving
 from fuse.frontend.recurrence import scanned
 from fuse.frontend.scope import Scope
 from fuse.frontend.symbols import shape_of
-from fuse.frontend.value import called, example, where
+from fuse.frontend.value import arguments, called, example, where
 from fuse.reasons import Miss, Refused
 
 Span = tuple[int, ...] | None          # None: what a pad puts there
@@ -37,7 +37,7 @@ class Elements:
 
 def find_trees(scope: Scope) -> tuple[list[Candidate], list[Miss]]:
     """Candidates for the trees of a graph, and a Miss for each pair of leaves whose tree is not proved."""
-    roots = list(dict.fromkeys(n.args[0] for n in scope.graph.nodes if _halves(n)))
+    roots = list(dict.fromkeys(arguments(n)[0] for n in scope.graph.nodes if _halves(n)))
     found: list[Candidate] = []
     misses: list[Miss] = []
     while len(roots) > 1:
@@ -52,8 +52,8 @@ def find_trees(scope: Scope) -> tuple[list[Candidate], list[Miss]]:
 
 def _halves(node: fx.Node) -> bool:
     """Every second element of something that is no inner level of a tree."""
-    return node.op == "call_function" and called(node) == "slice" and len(node.args) == 5 and node.args[1] == 0 \
-        and node.args[2] == 0 and node.args[4] == 2 and called(node.args[0]) != "_remove_batch_dim"
+    return node.op == "call_function" and called(node) == "slice" and len(arguments(node)) == 5 and arguments(node)[1] == 0 \
+        and arguments(node)[2] == 0 and arguments(node)[4] == 2 and called(arguments(node)[0]) != "_remove_batch_dim"
 
 
 def _candidate(scope: Scope, one: fx.Node, two: fx.Node) -> Candidate:
@@ -113,27 +113,27 @@ Known = dict[fx.Node, Elements]
 
 
 def _argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+    return arguments(node)[place] if len(arguments(node)) > place else node.kwargs.get(name, default)
 
 
 def _slice(node: fx.Node, known: Known) -> Elements | None:
-    if len(node.args) < 4 or node.kwargs:
+    if len(arguments(node)) < 4 or node.kwargs:
         return None
-    x, dim, *bounds = node.args
+    x, dim, *bounds = arguments(node)
     if dim != 0 or known[x].kind == "pairs" or not all(b is None or type(b) is int for b in bounds):
         return None
     return Elements(known[x].kind, known[x].spans[slice(*bounds)])
 
 
 def _cat(node: fx.Node, known: Known) -> Elements | None:
-    parts = node.args[0]
+    parts = arguments(node)[0]
     if _argument(node, 1, "dim", 0) != 0 or not all(p in known for p in parts) or len({known[p].kind for p in parts}) > 1:
         return None
     return Elements(known[parts[0]].kind, tuple(s for p in parts for s in known[p].spans))
 
 
 def _stack(node: fx.Node, known: Known) -> Elements | None:
-    parts = node.args[0]
+    parts = arguments(node)[0]
     if _argument(node, 1, "dim", 0) != 1 or not all(p in known for p in parts) or len({known[p].kind for p in parts}) > 1:
         return None
     kind = known[parts[0]].kind
@@ -141,14 +141,14 @@ def _stack(node: fx.Node, known: Known) -> Elements | None:
 
 
 def _flatten(node: fx.Node, known: Known) -> Elements | None:
-    x = known[node.args[0]]
+    x = known[arguments(node)[0]]
     if x.kind != "pairs" or (_argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)) != (0, 1):
         return None
     return Elements(x.spans[0][0], tuple(s for _, spans in x.spans for s in spans)) if x.spans else None
 
 
 def _pad(node: fx.Node, known: Known) -> Elements | None:
-    x, amounts = known[node.args[0]], list(_argument(node, 1, "pad", ()))
+    x, amounts = known[arguments(node)[0]], list(_argument(node, 1, "pad", ()))
     rank = len(shape_of(example(node)))
     if x.kind == "pairs" or len(amounts) != 2 * rank or any(amounts[:-1]) or type(amounts[-1]) is not int or amounts[-1] < 0:
         return None
@@ -157,11 +157,11 @@ def _pad(node: fx.Node, known: Known) -> Elements | None:
 
 def _batched(dim: int) -> Callable[[fx.Node, Known], Elements | None]:
     """Into and out of vmap over the first dimension."""
-    return lambda node, known: known[node.args[0]] if node.args[dim] == 0 else None
+    return lambda node, known: known[arguments(node)[0]] if arguments(node)[dim] == 0 else None
 
 
 def _operands(node: fx.Node, known: Known) -> list[Elements] | None:
-    found = [known.get(a) if isinstance(a, fx.Node) else None for a in node.args]
+    found = [known.get(a) if isinstance(a, fx.Node) else None for a in arguments(node)]
     if node.kwargs or any(f is None or f.kind == "pairs" for f in found):
         return None
     return [f for f in found if f is not None]

@@ -94,6 +94,11 @@ def where(node: fx.Node) -> str | None:
     return f"module {name.partition('.')[2] or name} ({getattr(kind, '__name__', kind)})"
 
 
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """The positional arguments, of any type."""
+    return node.args
+
+
 def called(node: fx.Node) -> str:
     """The name of what a node calls."""
     if isinstance(node.target, OpOverload):
