@@ -44,7 +44,7 @@ class Candidate:
     hints: dict[str, int]
     where: str | None
     chained: bool = False
-    covered: tuple[fx.Node, ...] = ()      # go with the region though no exit reads them: writes that fill an exit
+    covered: tuple[fx.Node, ...] = ()      # leave the graph together, whatever they write or guard
 
     @property
     def numel(self) -> int:

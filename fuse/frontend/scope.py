@@ -45,7 +45,9 @@ class Scope:
         """The region grown from `nodes`, the calls that a scan takes the place of; `results` are what it gives.
 
         It does not grow beyond its results where what is made of them cannot be imported: a part of the states, say.
+        `nodes` and what is `covered` besides go together or not at all.
         """
+        covered = (*nodes, *covered)
         grown = Region(self, nodes).back()
         onward = self._bounded(grown.on(results), covered)
         if onward.virtual != (bare := self._bounded(grown.nodes, covered)).virtual:

@@ -42,7 +42,7 @@ def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str
     `moved` maps exits of regions spliced before to what took their place, and is added to: one region may read what
     another gives. `takes` and `gives` are the element types of the op's operands and results. Where they differ from
     what the graph records (ambient autocast leaves no node behind) the cast is written out.
-    `covered` go with the region though no exit reads them: writes that fill an exit, calls with effects of their own.
+    `covered` leave the graph together, though no exit may read them: writes that fill an exit, calls with effects.
     """
     moved = {} if moved is None else moved
     inputs = [moved.get(n, n) for n in inputs]
@@ -117,6 +117,8 @@ def find_place(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], cove
     order = {n: i for i, n in enumerate(graph.nodes)}
     members = between(inputs, (*exits, *covered))
     dead = removable(graph, members, exits, covered)
+    if (left := next((n for n in covered if n not in dead), None)) is not None:
+        return Miss("OTHER_USER", where(left), f"{left.name} is needed by something else as well")
     users = [order[u] for e in exits for u in e.users if u not in dead]
     first_use, last_input = min(users, default=len(order)), max(order[n] for n in inputs)
     readers = {i: [order[m] for m in i.users if m in members] for i in inputs}

@@ -84,7 +84,7 @@ def _levels(scope: Scope, region: set[fx.Node]) -> Iterator[fx.Node]:
     for node in scope.graph.nodes:
         name = called(node) if node.op == "call_function" else ""
         if name == "_vmap_increment_nesting":
-            opened, whole = [node], True
+            opened, whole = [*([node.prev] if called(node.prev) == "lazy_load_decompositions" else ()), node], True
         elif name == "_vmap_decrement_nesting" and opened:
             yield from (*opened, node) if whole else ()
             opened = []
