@@ -54,8 +54,11 @@ def _import_all(candidates: list[Candidate], options: Options, alone: bool) -> t
 
 def _scans(graph: fx.Graph) -> tuple[list[Imported], list[Miss]]:
     """Linear recurrences, however they are written. What is none of them is looked at again by the others."""
-    candidates, misses = find_scans(graph)
-    found = [import_candidate(c) for c in candidates]
+    try:
+        candidates, misses = find_scans(graph)
+        found = [import_candidate(c) for c in candidates]
+    except Exception as error:    # what breaks the recognisers costs the scans alone
+        return [], [miss_of(error)]
     return [i for i in found if isinstance(i, Imported)], misses + [i for i in found if isinstance(i, Miss)]
 
 

@@ -152,9 +152,18 @@ class Finder:
             back = reads_back(user)
             if user in writes or self.position[user] > last or asks_for_shape(user):
                 continue
-            if back is None or back[0] is not fill.node or fill.place(back[1]) is None:
+            if back is None or back[0] is not fill.node or self._outlives(user, fill, fill.place(back[1])):
                 return False
         return True
+
+    def _outlives(self, read: fx.Node, fill: Fill, place: int | None) -> bool:
+        """Is a position read that is written later, and may that be seen through the view? Else the read is what it was."""
+        if place is None:
+            return True
+        when = fill.writes[place][0] if place in fill.writes else len(self.position)
+        memory = memory_of(example(fill.node))
+        return self.position[read] < when and any(
+            self.position[u] > when or any(memory_of(t) == memory for t in tensors_of(example(u))) for u in read.users)
 
     def resolve(self, item: Any) -> Any:
         """What a read of a tensor that is being filled gives: the value written there."""
@@ -235,7 +244,7 @@ class Finder:
         for collector, family in results:
             self._show(loop, collector, family)
         for node in leaving(region):
-            family, step = steps.member.get(node, (None, 0))
+            family, step = steps.member.get(self.resolve(node), (None, 0))
             if family is not None:
                 if step < 3:
                     raise Refused(Miss("NOT_A_SCAN", where(node), "one of the first steps is read by itself"))

@@ -25,7 +25,7 @@ from fuse.frontend.steps import Family
 from fuse.frontend.symbols import number, shape_of
 from fuse.frontend.value import Value, example
 from fuse.frontend.views import Index, broadcast
-from fuse.ir.expr import Axis, Buffer, Expr, cast, const, make, read, size, substitute, topological
+from fuse.ir.expr import COMPLEXES, FLOATS, Axis, Buffer, Expr, cast, const, make, read, size, substitute, topological
 from fuse.ir.expr import where as where_
 from fuse.ir.size import Size
 from fuse.reasons import Miss, Refused
@@ -168,6 +168,8 @@ def _state(pull: Pull, v: Value, idx: Index) -> Expr:
     found = along(k, loop.length)
     if found is None or any(found[0] in i.axes for i in idx):
         raise refused(v, "the states are read in another order than that of the loop")
+    if v.dtype not in FLOATS + COMPLEXES:
+        raise refused(v, f"a state of type {v.dtype}")
     axis, backwards = found
     body = pull.at(loop.definition(f, k), idx)
     own = next((e for e in topological([body]) if e in pull.carried and pull.carried[e][1:] == (f, k, tuple(idx))), None)

@@ -21,6 +21,7 @@ from fuse.frontend.value import example, where
 from fuse.reasons import Miss
 
 LARGE = 2                # times all that a region reads: what grows so is not stored
+READERS = 8              # who reads a value in more places is another loop, position by position
 
 
 class Scope:
@@ -97,7 +98,8 @@ class Region(Cascades):
             node = todo.pop()
             users = set(consumers(node)) - nodes
             large = (elements(node) or 0) >= LARGE * most
-            if users and all(self._takes(u, nodes, below) and (large or self._is_view(u, node)) for u in users):
+            taken = all(self._takes(u, nodes, below) and (large or self._is_view(u, node)) for u in users)
+            if taken and 0 < len(users) <= READERS:
                 nodes |= users
                 todo += users
         return nodes

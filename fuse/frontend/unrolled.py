@@ -16,6 +16,7 @@ from fuse.frontend.views import dim, source
 from fuse.ir.size import Size
 
 PLACES = ("index", "start", "end")      # arguments of views that say which position
+PIECES = ("unbind", "split", "chunk")   # views that give all positions at once
 
 
 @dataclass(eq=False)
@@ -54,6 +55,8 @@ class Unrolled:
                 raise refused(one, f"{one.node.target} in a step")
             args = {name: self._argument(name, x, two.args[name], one, k) for name, x in one.args.items()}
             if one.output != two.output:
+                if one.op not in PIECES:
+                    raise refused(one, f"each step takes another result of {one.op}")
                 args["position"] = k * (two.output - one.output) + (2 * one.output - two.output)
             self.built[one, k] = Value(one.op, args, one.dtype, one.shape, one.node, output=one.output, grad=one.grad,
                                        opaque=one.opaque, overload=one.overload)
@@ -65,14 +68,20 @@ class Unrolled:
         if isinstance(x, (list, tuple)):
             return type(x)(self._argument(name, a, b, user, k) for a, b in zip(x, y, strict=True))
         if type(x) is int and type(y) is int and x != y and name in PLACES:
-            return k * (y - x) + (2 * x - y + self._from_the_end(user, x))
+            return k * (y - x) + (2 * x - y + self._from_the_end(user, name, x, y))
         if x != y:
             raise refused(user, f"{name} of {user.op} changes from step to step")
         return x
 
-    def _from_the_end(self, user: Value, position: int) -> Size:
+    def _from_the_end(self, user: Value, name: str, x: int, y: int) -> Size:
+        """What is added to positions that count from the end. Refused if one lies outside: slices are cut off there."""
         extent = source(user).shape[dim(user, rank=len(source(user).shape))]
-        return extent if position < 0 else Size.of(0)
+        added = extent if x < 0 else Size.of(0)
+        last = added + (x + (self.steps.length - 2) * (y - x))
+        inside = all(p.nonnegative() and (extent - p).nonnegative() for p in (added + x, last))
+        if name != "end" and not inside:
+            raise refused(user, "a step reads beyond the end of a tensor")
+        return added
 
     def _operand(self, x: Value, y: Value, k: Linear) -> Value:
         if not x.stored:
