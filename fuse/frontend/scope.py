@@ -57,7 +57,8 @@ class Scope:
 
     def _bounded(self, nodes: set[fx.Node], covered: tuple[fx.Node, ...]) -> Candidate:
         virtual, exits = (tuple(sorted(found, key=self.position.__getitem__)) for found in (nodes, leaving(nodes)))
-        return Candidate((), virtual, exits, dependents(virtual), self.shadow, self.hints, where(virtual[0]), covered)
+        return Candidate((), virtual, exits, dependents(virtual), self.shadow, self.hints, where(virtual[0]),
+                         covered=covered)
 
 
 class Region(Cascades):
