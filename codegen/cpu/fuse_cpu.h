@@ -265,6 +265,26 @@ template <class T> SHARED Tile<T> upright(const T* p, const Walk& row, const Wal
   return {copy, {0, ld, nullptr}, {0, 1, nullptr}};
 }
 
+// Columns j and rows r of memory as to[j * ld + r], and back. Where the columns are contiguous, whole lines of a few rows at
+// a time: rows a power of two apart share a cache set.
+template <class F> INLINE void by_lines(const Walk& col, int nc, int nr, F&& f) {
+  if (col.table || col.stride != 1) {
+    for (int j = 0; j < nc; ++j)
+      for (int r = 0; r < nr; ++r) f(j, r);
+    return;
+  }
+  for (int r0 = 0; r0 < nr; r0 += 8)
+    for (int j0 = 0; j0 < nc; j0 += 16)
+      for (int j = j0; j < nc && j < j0 + 16; ++j)
+        for (int r = r0; r < nr && r < r0 + 8; ++r) f(j, r);
+}
+template <class T> SHARED void lay_out(const T* p, const Walk& col, const Walk& row, int nc, int nr, T* to, int64_t ld) {
+  by_lines(col, nc, nr, [&](int j, int r) EACH { to[j * ld + r] = p[col(j) + row(r)]; });
+}
+template <class T, class S> SHARED void lay_back(T* p, const Walk& col, const Walk& row, int nc, int nr, const S* from, int64_t ld) {
+  by_lines(col, nc, nr, [&](int j, int r) EACH { p[col(j) + row(r)] = T(from[j * ld + r]); });
+}
+
 // Asks for a line that a loop over `outer` will read some positions later: short lines are read faster than hardware
 // foresees them.
 template <class T> INLINE void ahead(const T* p, const Walk& outer, int64_t i, const Walk& w, int n) {

@@ -14,7 +14,22 @@ from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.riders import Rider, Riders, Riding, states_of
 from fuse.codegen.cpu.spell import LOWEST
 from fuse.codegen.cpu.values import Strip
-from fuse.codegen.tile import Imaginary, Level, Load, Point, Reduce, Scan, Shift, Statement, TileProgram, Update, Value, operands
+from fuse.codegen.tile import (
+    Affine,
+    Imaginary,
+    Level,
+    Load,
+    Point,
+    Reduce,
+    Scan,
+    Shift,
+    Statement,
+    Store,
+    TileProgram,
+    Update,
+    Value,
+    operands,
+)
 from fuse.codegen.walk import lanes_last
 
 FORWARD = "for (int j = 0; j < nc; ++j) {"
@@ -43,7 +58,10 @@ class WalkEmitter(Emitter):
         for value, state in self.against_states:
             col.add(f"copy_to({self.entered(value, state)}, {self.size(value)}, {state});")
         apart = tuple(u for u in level.updates if u not in self.riders.all)
-        self.tile(replace(level, updates=apart), [s for s in level.stores if s not in early], col)
+        sheets = [s for s in level.stores if s.dims == ("col", "row")]
+        self.tile(replace(level, updates=apart), [s for s in level.stores if s not in early and s not in sheets], col)
+        for store in sheets:
+            self.store_sheet(store, col)
         self.leave(col)
         self.states.close_rows(frame, [s for s in self.program.states if s.name not in dict(self.against_states).values()])
         frame.close()
@@ -109,12 +127,41 @@ class WalkEmitter(Emitter):
                 self.ensure(self.riders.host[value.id])
             case Reduce():
                 self.reduce(statement, home, self.allocate(value, home))
+            case Load() if self.is_sheet(statement):
+                self.lay_out(statement, home)
             case Load() | Point():
                 array = self.allocate(value, home)
                 self.nests.over(home, array.layout, [self.nests.writer(value, array)])
                 home.things["array", value.id] = array
             case _:
                 super().ensure(value)
+
+    # ---- memory that runs along the stream --------------------------------------------------------------------------
+
+    def is_sheet(self, load: Load) -> bool:
+        """Does it read a column and a lane, each at its own position?"""
+        known = self.ctx.affine_axes(load)
+        return load.out.dims == ("row", "col") and load.out.id not in self.passed and all(isinstance(i, Affine) for i in load.index) \
+            and {*self.program.dims["row"], *self.program.dims["col"]} <= known
+
+    def lay_out(self, load: Load, col: Frame) -> None:
+        """Lanes side by side, whatever runs along in memory: lines of it are read whole."""
+        array, base = self.nests.allocate(load.out, ("col", "row")), self.values.base(load, col)
+        walks = ", ".join(self.values.walk(load, d, col) for d in ("col", "row"))
+        col.add(f"lay_out({base}, {walks}, nc, nr, {array.name}, R);")
+        col.things["array", load.out.id] = array
+
+    def store_sheet(self, store: Store, col: Frame) -> None:
+        name, ctype = f"s_{store.buffer}", self.ctx.ctype(store.value)
+        array, count = self.ctx.row_major(name, ctype, ("col", "row"))
+        self.ctx.task.take(name, ctype, count)
+
+        def sink(frame: Frame) -> None:
+            value = self.values.get(store.value, frame)
+            frame.add(f"{self.nests.target(array, frame)} = {value};")
+        self.nests.over(col, array.layout, [sink])
+        walks = ", ".join(self.nests.output_walk(store.buffer, d, col) for d in ("col", "row"))
+        col.add(f"lay_back({self.nests.output_base(store.buffer)}, {walks}, nc, nr, {name}, R);")
 
     def allocate(self, value: Value, home: Frame) -> Array:
         """An array of one tile; with what was computed for the neighbouring column before, if that is read."""
