@@ -140,9 +140,9 @@ class WalkEmitter(Emitter):
 
     def is_sheet(self, load: Load) -> bool:
         """Does it read a column and a lane, each at its own position?"""
-        known = self.ctx.affine_axes(load)
-        return load.out.dims == ("row", "col") and load.out.id not in self.passed and all(isinstance(i, Affine) for i in load.index) \
-            and {*self.program.dims["row"], *self.program.dims["col"]} <= known
+        affine = load.out.id not in self.passed and all(isinstance(i, Affine) for i in load.index)
+        walked = {*self.program.dims["row"], *self.program.dims["col"]}
+        return affine and load.out.dims == ("row", "col") and walked <= self.ctx.affine_axes(load)
 
     def lay_out(self, load: Load, col: Frame) -> None:
         """Lanes side by side, whatever runs along in memory: lines of it are read whole."""
