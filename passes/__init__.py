@@ -19,6 +19,7 @@ from fuse.passes.nest import nest
 from fuse.passes.plan import Plan, cut, restrict
 from fuse.passes.reassociate import reassociate
 from fuse.passes.recognise import recognise
+from fuse.passes.recurrent import recurrent
 from fuse.passes.regions import expand_picks, frontier, split_sums
 from fuse.passes.simplify import drop_marks, simplify
 from fuse.passes.virtualize import virtual_of, virtualize
@@ -66,6 +67,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("recognise", lambda p, _: _on_values(p, recognise)),
     # Pushing a pick below log(softmax) uncovers the idiom again.
     ("simplify", lambda p, _: _on_values(p, lambda roots: simplify(recognise(simplify(roots))))),
+    ("recurrent", lambda p, c: recurrent(p, c.hints)),
     # Autodiff meets the primitives, so that every derivative is bounded; the backward has no rules of its own.
     ("differentiate", lambda p, c: differentiate(p, c.wrt)),
     # Again: only now do gradients and forward share their statistics.
