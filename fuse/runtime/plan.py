@@ -62,7 +62,7 @@ class Planned:
         hints = dict(self.imported.program.hints)
         built = {name: {r.name: getattr(k, name, None) for r, k in kernels.items()} for name in ("schedule", "source")}
         return RegionReport(
-            kinds=kinds_of(forward), where=self.executable.where,
+            kinds=kinds_of(forward), where=self.imported.where,
             streams=tuple(dict.fromkeys(str(a) for r in forward.regions for a in r.streams)),
             inputs=tuple(map(str, self.executable.inputs)), outputs=tuple(map(str, self.executable.outputs)),
             bytes_saved=bytes_virtual(self.imported), flops=flops(forward, hints), target=self.target,
@@ -159,8 +159,11 @@ def canonical_text(program: Program) -> str:
 
 
 def bytes_virtual(imported: Any) -> int:
-    """Bytes of the values that are not stored, as the user's graph would have stored them."""
-    tensors = [n.meta["example_value"] for n in imported.anchors]
+    """Bytes of the values that are not stored, as the user's graph would have stored them: of the products that amplify; of
+    a scan or a cascade, which have none, everything that does not leave."""
+    given = {*imported.exits}
+    nodes = imported.anchors or [n for n in imported.candidate.virtual if n not in given]
+    tensors = [t for n in nodes if isinstance(t := n.meta.get("example_value"), Tensor)]
     return sum((numel_hint(t) or 0) * t.element_size() for t in tensors)
 
 
