@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fuse.codegen import Capabilities, Kernel, Schedule
-from fuse.codegen.lower import refusal
+from fuse.codegen.lower import lower, refusal
 from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.kernel import Sweep, stages_of, sweep
 from fuse.codegen.triton.launch import Machine
@@ -20,21 +20,39 @@ from fuse.codegen.triton.module import directory, load
 from fuse.codegen.triton.pieces import KINDS, Piece, pieces
 from fuse.codegen.triton.schedule import candidates, part
 from fuse.codegen.triton.spell import DTYPES, HEADER, SPELLED_BY_TYPE, SPELLINGS, helpers_of
+from fuse.codegen.triton.walk import walk
+from fuse.codegen.walk import walks
 from fuse.ir.program import Kind, Region
 from fuse.reasons import Miss, Refused
 
 
 def text_of(region: Region, schedule: Schedule) -> tuple[str, list[tuple[Piece, Sweep]]]:
     """The module's source and, per piece, the kernel in it."""
-    kernels = [(p, sweep(f"sweep{k}", p.program, part(schedule, k), stages_of(p.program) if p.slab else ()))
-               for k, p in enumerate(pieces(region, schedule.kind, bool(schedule.knob("apart"))))]
+    kernels: list[tuple[Piece, Sweep]]
+    if walks(region):
+        kernels = [walked(region, schedule)]
+    else:
+        kernels = [(p, sweep(f"sweep{k}", p.program, part(schedule, k), stages_of(p.program) if p.slab else ()))
+                   for k, p in enumerate(pieces(region, schedule.kind, bool(schedule.knob("apart"))))]
     body = "".join(kernel.text for _, kernel in kernels)
     return HEADER + helpers_of(body) + body, kernels
 
 
+def walked(region: Region, schedule: Schedule) -> tuple[Piece, Sweep]:
+    """A region with scans, over real numbers and with the schedule's lane in its grid, is one kernel."""
+    program = lower(region, False, str(schedule.knob("lane", "")))
+    kernel = walk("walk0", program, schedule)
+    return Piece(program.region, kernel.program, False), kernel
+
+
 CAPABILITIES = Capabilities(
     ops=frozenset(SPELLINGS) | SPELLED_BY_TYPE, dtypes=frozenset(DTYPES), compute=frozenset({"float32"}),
-    kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE)), shared=True, levels=8)
+    kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE, Kind.AFFINE)), shared=True, levels=8)
+
+
+def whole(region: Region, kernels: Sequence[tuple[Piece, Sweep]]) -> Region:
+    """The region whose buffers the kernels see: of a walk that of its one piece."""
+    return kernels[0][0].region if walks(region) else region
 
 
 def untold(region: Region) -> Miss | None:
@@ -81,7 +99,7 @@ class Triton:
             module = load(source, directory())
         except Exception as error:
             raise Refused(Miss("BUILD_FAILED", None, f"{type(error).__name__}: {error}")) from error
-        return Chain(region, schedule, machine, [(p, k, getattr(module, k.name)) for p, k in kernels], source)
+        return Chain(whole(region, kernels), schedule, machine, [(p, k, getattr(module, k.name)) for p, k in kernels], source)
 
 
 def machine_here() -> Machine | Miss:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fuse.codegen import Schedule
-from fuse.codegen.triton import text_of
+from fuse.codegen.triton import text_of, whole
 from fuse.codegen.triton.chain import REMEDIES, Chain
 from fuse.codegen.triton.kernel import Sweep
 from fuse.codegen.triton.launch import Machine
@@ -64,6 +64,7 @@ def launches(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch:
     module = load(source, directory())
     recorders = [Recorder() for _ in kernels]
     machine = Machine(arch, UNITS.get(arch, 100))
+    region = whole(region, kernels)
     chain = Chain(region, schedule, machine, [(p, k, r) for (p, k), r in zip(kernels, recorders, strict=True)])
     chain(meta_inputs(region, sizes), sizes)
     return [launched(getattr(module, k.name), k, *r.launches[0], arch) for (_, k), r in zip(kernels, recorders, strict=True)]

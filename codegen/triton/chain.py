@@ -10,10 +10,12 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.triton.kernel import Sweep
 from fuse.codegen.triton.launch import Bound, Machine
+from fuse.codegen.triton.passage import run_walk
 from fuse.codegen.triton.pieces import Piece, Post, Right
 from fuse.codegen.triton.schedule import part, relieved
 from fuse.codegen.triton.slab import run_slab
 from fuse.codegen.triton.sweep import run_sweep
+from fuse.codegen.triton.walk import Walk
 from fuse.ir.evaluate import evaluate
 from fuse.ir.program import Kind, Region
 
@@ -64,7 +66,8 @@ class Chain:
             bound = bounds.get(k) or Bound(piece, kernel, part(self.schedule, k), self.machine, env, sizes)
             bound.attach(env)
             try:
-                out = (run_slab if piece.slab else run_sweep)(bound, function)
+                runner = run_walk if isinstance(kernel, Walk) else run_slab if piece.slab else run_sweep
+                out = runner(bound, function)
             except Exception as error:
                 if type(error).__name__ != "OutOfResources" or not self.relieve(k, spills=False):
                     raise RuntimeError(f"{self.region.name}: {type(error).__name__}: {error}") from error

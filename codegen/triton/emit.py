@@ -164,13 +164,17 @@ class Tiles:
         """The outermost block in which every one of `dims` has a position."""
         return max((self.range(d).block for d in dims), key=lambda b: b.depth, default=self.prologue)
 
+    def block_of(self, value: Value) -> Block:
+        """Where a value is emitted."""
+        return self.home(value.dims)
+
     def emit(self, value: Value, order: Order | None = None) -> str:
         """The text (a name or a literal) of `value` with its dims in `order`."""
         order = within(value.dims, order if order is not None else value.dims)
         statement = self.program.defines[value.id]
         if isinstance(statement, Const):
             return literal(value=statement.value)
-        block = self.home(value.dims)
+        block = self.block_of(value)
         key = (value.id, order, tuple(self.range(d).var for d in order))
         if key not in block.memo:
             if order != value.dims and not self.has_dot(value):
@@ -260,7 +264,7 @@ class Tiles:
 
     def once(self, x: Value, order: Order, label: str, form: str) -> str:
         """`form` of x as a value of its own, shared by all who ask under the same label, broadcast in `order`."""
-        block, inner = self.home(x.dims), within(x.dims, order)
+        block, inner = self.block_of(x), within(x.dims, order)
         key = (label, x.id, inner, tuple(self.range(d).var for d in inner))
         if key not in block.memo:
             text, name = self.boxed(x, inner), self.name()

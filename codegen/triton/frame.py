@@ -44,11 +44,12 @@ class Frame:
         at = self.address(out, f"o_{part.var}", axes, part.dims, f"far(split, {split})")
         self.after.add(f"tl.store({at}, {part.var}{self.mask(part.dims, part.dims)})")
 
-    def emit(self, s: Store) -> None:
+    def emit(self, s: Store, block: Block | None = None) -> None:
+        """Stores a value, where its dims have positions unless told otherwise."""
         t = self.tiles
         out = t.arguments(s.buffer, "output", s.buffer)
         text = t.boxed(s.value, s.dims)
-        block = t.home(s.dims)
+        block = t.home(s.dims) if block is None else block
         if set(s.value.dims) != set(s.dims):
             text = f"tl.broadcast_to({text}, [{', '.join(t.range(d).size for d in s.dims)}])"
         block.add(f"tl.store({self.address(out, s.buffer, s.axes, s.dims)}, {text}{self.mask(s.dims, s.dims)})")

@@ -13,7 +13,9 @@ from fuse.codegen.tile import Load, Point, TileProgram
 from fuse.codegen.triton.emit import dot_dtype
 from fuse.codegen.triton.pieces import KINDS, Piece, pieces
 from fuse.codegen.triton.shapes import chunked_dim, contracted_dims, has_rows, has_tile_dot, rank, tiles
+from fuse.codegen.triton.lanes import WALK, lightened, walked
 from fuse.codegen.triton.spell import COSTLY
+from fuse.codegen.walk import walks
 from fuse.ir.program import Kind, Region
 from fuse.reasons import Refused
 
@@ -81,12 +83,14 @@ WALKS: dict[int, tuple[Config, Config]] = {      # width -> (products, none)
 }
 REGISTERS, REGISTER_FILE = 255, 65536      # of a thread at most; of a multiprocessor (NVIDIA)
 CUBE: tuple[Config, ...] = (Config(16, 16, 16, 4, 2),)
-KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single", "parts", "registers")
+KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single", "parts", "registers", "lane", "span")
 
 
 def candidates(region: Region, hints: Mapping[str, int], arch: str, options: Any) -> Sequence[Schedule]:
     """Schedules for `region` on `arch`. `options.tile` overrides tile extents (row, col, deep) and knobs."""
     forced = dict(getattr(options, "tile", None) or {})
+    if walks(region):
+        return [walked(region, hints, forced)]
     found = [s for plan in plans(region, hints) for s in plan.schedules(hints, arch, forced)]
     return list(dict.fromkeys(found))
 
@@ -134,10 +138,12 @@ def part(schedule: Schedule, piece: int) -> Schedule:
 def relieved(schedule: Schedule, piece: int, spills: bool, arch: str) -> Schedule | None:
     """What that piece is tried with next if its kernel does not fit; None if its tile is 16 x 16 already.
 
-    First every register that a thread can have: left alone, NVIDIA's assembler keeps a few values in memory so that more
+    A walk has its own remedies. Otherwise first every register that a thread can have: left alone, NVIDIA's assembler keeps a few values in memory so that more
     programs run at once. Then half of the tile's longer side.
     """
     mine = part(schedule, piece)
+    if schedule.kind == WALK:
+        return lightened(schedule)
     if spills and arch.startswith("sm") and not mine.knob("registers"):
         most = min(REGISTERS, REGISTER_FILE // (32 * mine.knob("warps", 4)))
         return replace(schedule, knobs=(*schedule.knobs, (f"registers.{piece}", most)))
@@ -208,7 +214,7 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
     """The rows of the tables for a piece that accumulates `width` elements per row."""
     program = piece.program
     if rank(program) <= 2 and not has_rows(program):
-        return walks(program, hints, arch)
+        return columns(program, hints, arch)
     if rank(program) > 2 or not has_tile_dot(program):
         small = CUBE if has_tile_dot(program) else NO_DOT[rank(program)]
         return [c for c in (narrowed(c, program, hints) for c in small) if c]
@@ -223,7 +229,7 @@ def configs(piece: Piece, width: int, hints: Mapping[str, int], arch: str) -> Se
     return eight if width or work(program) <= MODERATE else eight[-1:]
 
 
-def walks(program: TileProgram, hints: Mapping[str, int], arch: str) -> Sequence[Config]:
+def columns(program: TileProgram, hints: Mapping[str, int], arch: str) -> Sequence[Config]:
     """The row of `WALKS` for a program without rows; none if a tile of 16 columns is too large already."""
     widest = max((program.extent(d).evaluate(hints) for dims in tiles(program) for d in dims if d not in ("row", "col")),
                  default=1)

@@ -1,0 +1,73 @@
+"""Schedules of walks: which axis is walked side by side, how much of it by one program, and by how many threads."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from fuse.codegen import Schedule
+from fuse.codegen.roles import number_axes
+from fuse.codegen.walk import lanes
+from fuse.ir.expr import Axis
+from fuse.ir.program import Kind, Region
+
+WALK = "walk"
+UNKNOWN = 1024        # stands for a size without a hint
+EACH = 16             # elements of a scan's state that a thread holds
+PROGRAM = 32 * EACH   # and a program, where lanes can be shared out; in memory a tile's lanes lie side by side, so at
+COALESCED = 16        # least this many of them
+HELD = 1024           # a scan's state, in elements, that is worth splitting over programs
+WARPS = (8, 16)       # at most, at first and if registers are short
+STAGES = 3            # columns whose loads are under way
+
+
+def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, Any]) -> Schedule:
+    """`forced` overrides the tile's lanes ("row"), and knobs: "lane" (an axis, or "" for none), "span" (columns per tile of
+    a rehearsal), "warps", "stages"."""
+    known = {s: hints.get(s, UNKNOWN) for a in number_axes(region).values() for s in a.extent.symbols}
+    lane = lane_of(region, known)
+    name = str(forced.get("lane", lane.name if lane else ""))
+    widths = [[a for a in scan if a.name != name] for scan in states(region)]
+    held = max(prod(padded(a, known) for a in scan) for scan in widths)
+    rows = int(forced.get("row", max(COALESCED, PROGRAM // held)))
+    own = next((padded(a, known) for scan in (*states(region), region.grid) for a in scan if a.name == name), 1)
+    elements = held * min(rows, own)
+    knobs: dict[str, int | str] = {"lane": name, "warps": min(WARPS[0], max(1, elements // PROGRAM)), "stages": STAGES}
+    knobs |= {k: forced[k] for k in ("warps", "stages", "span") if k in forced}
+    return Schedule(WALK, (("row", rows), ("col", 1)), "grid", tuple(knobs.items()))
+
+
+def states(region: Region) -> list[list[Axis]]:
+    """The widths of every scan."""
+    return [[a for a in c.axes if a not in region.grid] for c in region.carries if c.kind is Kind.AFFINE]
+
+
+def padded(axis: Axis, sizes: Mapping[str, int]) -> int:
+    return 1 << (axis.extent.evaluate(sizes) - 1).bit_length()
+
+
+def lane_of(region: Region, sizes: Mapping[str, int]) -> Axis | None:
+    """The longest grid axis if it is longer than the scans' widths: what they sum then stays in one program. Else a width,
+    where states are large; each program repeats what all of its positions share."""
+    found = lanes(region, dict(sizes))
+    inside = [a for a in found if a not in region.grid]
+    longest = max((a.extent.evaluate(sizes) for scan in states(region) for a in scan), default=1)
+    if found and found[0] in region.grid and found[0].extent.evaluate(sizes) > longest:
+        return found[0]
+    held = max(prod(padded(a, sizes) for a in scan) for scan in states(region))
+    return inside[0] if inside and held >= HELD else None
+
+
+def lightened(schedule: Schedule) -> Schedule | None:
+    """What is tried next if registers or shared memory are short: loads one column ahead, more threads, fewer lanes."""
+    knobs, tile = dict(schedule.knobs), dict(schedule.tile)
+    if schedule.knob("stages") > 1:
+        knobs["stages"] = 1
+    elif schedule.knob("warps") < WARPS[1] and schedule.extent("row") <= COALESCED:
+        knobs["warps"] = 2 * schedule.knob("warps")
+    elif schedule.extent("row") > 1:
+        tile["row"] = schedule.extent("row") // 2
+    else:
+        return None
+    return replace(schedule, tile=tuple(tile.items()), knobs=tuple(knobs.items()))

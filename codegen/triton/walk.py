@@ -1,0 +1,228 @@
+"""A region with scans as one kernel: for each (batch point, tile of lanes) = program id, the columns one after the other.
+
+    for each column, in order                       values, scans, sums, stores
+
+Where scans run against the walk their states are needed before it gets there. They are not stored for every column:
+
+    for each tile of columns, the other way         keep the states it is entered with
+      for each column                               those scans
+    for each tile of columns, in order
+      for each column, the other way                those scans again, from what was kept; write their values down
+      for each column                               all else, which reads them back
+
+With tiles of sqrt(columns) that is 2 sqrt(columns) states of memory and one more pass over the inputs. A sum over the
+lanes leaves one part per tile of lanes.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fuse.codegen import Schedule
+from fuse.codegen.roles import dim_order, refuse
+from fuse.codegen.tile import Scan, State, TileProgram, Update, Value
+from fuse.codegen.triton.block import Block, Range, fit, within
+from fuse.codegen.triton.carry import parts_of
+from fuse.codegen.triton.frame import Frame
+from fuse.codegen.triton.kernel import Sweep
+from fuse.codegen.triton.steps import Steps, states_of
+from fuse.ir.program import Kind
+
+PROLOGUE = """\
+pid = tl.program_id(0)
+lanes = tl.cdiv(row_end, R)
+part = pid % lanes
+batch = pid // lanes
+row_0 = part * R
+r = tl.arange(0, R).to(INDEX)
+row = row_0 + r
+row_ok = (row < row_end) | EVEN_R
+"""
+BARRIER = "tl.debug_barrier()"      # what some threads of a program have written others may read
+
+
+@dataclass(frozen=True)
+class Walk(Sweep):
+    """`entries`: buffers of one tile per tile of columns, `kept`: of one per column of such a tile; what a tile holds.
+    `tiled`: outputs of which each tile of lanes leaves a part."""
+
+    entries: tuple[tuple[str, Value], ...]
+    kept: tuple[tuple[str, Value], ...]
+    tiled: tuple[tuple[str, State], ...]
+
+
+def walk(name: str, program: TileProgram, schedule: Schedule) -> Walk:
+    """The kernel of a program with scans."""
+    return _Walk(program, schedule).result(name)
+
+
+class _Walk(Frame):
+    def __init__(self, program: TileProgram, schedule: Schedule):
+        self.steps = t = Steps(program)
+        super().__init__(t.program, t)
+        self.schedule = schedule
+        (self.level,) = self.program.levels
+        for scalar in ("row_end", "col_end", "span"):
+            t.arguments(scalar, "scalar", scalar)
+        t.arguments.constant("R", "tile", "row")
+        t.arguments.constant("EVEN_R", "even", "row")
+        t.arguments.constant("INDEX", "index")
+        for line in PROLOGUE.splitlines():
+            t.prologue.add(line)
+        t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue, "row_0", "r")
+        self.against = [s for s in self.program.rehearsal if isinstance(s, Scan)]
+        self.tiled: list[tuple[str, State]] = []
+        self.entries: dict[str, Value] = {}
+        self.loops = Block(1)
+
+    def result(self, name: str) -> Walk:
+        self.early()
+        if self.against:
+            self.rehearsed()
+        else:
+            with self.columns(self.loops, "0", "col_end", self.program.reverse) as body:
+                self.body(body)
+        lines = [*self.steps.prologue.lines, *self.loops.lines, *self.after.lines]
+        made = self.source(name, lines)
+        kept = {f"h_{self.steps.scans[i][1]}": v for i, v in self.steps.held.items()}
+        return Walk(made.name, made.text, made.arguments, made.constants, self.program, (), (), None,
+                    tuple(self.entries.items()), tuple(kept.items()), tuple(self.tiled))
+
+    # ---- loops ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def columns(self, outer: Block, first: str, end: str, reverse: bool, suffix: str = "") -> Iterator[Block]:
+        """A loop over the columns first .. end - 1: values are emitted there."""
+        loop = outer.inner()
+        self.steps.enter(loop, reverse, suffix)
+        yield loop
+        outer.add(f"for step in tl.range({first}, {end}, num_stages={self.schedule.knob('stages', 1)}):")
+        head = outer.inner()
+        turned = f"{end} - 1 - step" if first == "0" else f"{first} + {end} - 1 - step"
+        head.add(f"column = {turned if reverse else 'step'}")
+        for name, state in self.steps.before.items():
+            head.add(f"{name} = {state}")
+        outer.lines += head.lines + loop.lines
+
+    def stretch(self, reverse: bool) -> Block:
+        """A loop over the tiles of columns."""
+        self.loops.add("for step in range(0, spans):")
+        loop = self.loops.inner()
+        loop.add(f"tile = {'spans - 1 - step' if reverse else 'step'}")
+        loop.add("first = tile * span")
+        loop.add("end = tl.minimum(first + span, col_end)")
+        return loop
+
+    def rehearsed(self) -> None:
+        """The three loops over columns; the last is emitted first, since it tells what the others have to keep."""
+        t, reverse = self.steps, self.program.reverse
+        t.prologue.add("spans = tl.cdiv(col_end, span)")
+        body, again, ahead = Block(2), Block(2), Block(2)
+        with self.columns(body, "first", "end", reverse) as loop:
+            self.body(loop)
+        needed = dict(t.held)
+        with self.columns(again, "first", "end", not reverse, "_again") as loop:
+            for value in needed.values():
+                loop.add(f"tl.store({t.kept(value, t.slot(value))}, {t.emit(value)})")
+        repeated = t.walked
+        with self.columns(ahead, "first", "end", not reverse, "_ahead") as loop:
+            for s in self.against:
+                t.emit(s.out)
+        if dict(t.held) != needed:
+            raise refuse("a rehearsal of scans that run both ways")
+        self.start(self.against, t.prologue, "_ahead")
+        first = self.stretch(not reverse)
+        entered = [part for s in repeated for part in states_of(s)]
+        for value, state in entered:
+            self.entries[f"e_{state}"] = value
+            first.add(f"tl.store({t.entry(value)}, {state}_ahead)")
+        self.loops.lines += first.lines + ahead.lines
+        self.loops.add(BARRIER)
+        second = self.stretch(reverse)
+        for value, state in entered:
+            second.add(f"{state}_again = tl.load({t.entry(value)})")
+            if value.id in needed:
+                second.add(f"tl.store({t.kept(value, t.entered(value))}, {state}_again)")
+        for lines in (again, body):
+            second.lines += lines.lines
+            second.add(BARRIER)
+        self.loops.lines += second.lines
+        self.finish(self.against, "_ahead")
+
+    # ---- what the walk does -----------------------------------------------------------------------------------------
+
+    def early(self) -> None:
+        """What does not depend on the column."""
+        for s in self.level.stores:
+            if not self.along(s.axes):
+                self.emit(s, self.steps.prologue)
+
+    def along(self, axes: Sequence[str]) -> bool:
+        return self.steps.stream in axes
+
+    def body(self, loop: Block) -> None:
+        t = self.steps
+        for s in self.level.stores:
+            if self.along(s.axes):
+                self.emit(s, loop)
+        for u in self.level.updates:
+            self.update(u, loop)
+        own = [s for s in self.program.scans if s not in self.against]
+        for s in own:
+            t.emit(s.out)
+        new: dict[str, str] = {}
+        while len(new) < len(t.handed):
+            for s in list(t.handed.values()):
+                new[f"p{s.out.id}"] = t.operand(s.x, s.out.dims)
+        for name, text in new.items():
+            loop.add(f"{name} = {text}")
+        for s in t.handed.values():
+            t.prologue.add(f"p{s.out.id} = {t.zeros(s.out.dims, s.out.dtype)}")
+        self.start(own, t.prologue)
+        self.finish(own)
+
+    def start(self, scans: Sequence[Scan], block: Block, suffix: str = "") -> None:
+        for value, state in (part for s in scans for part in states_of(s)):
+            block.add(f"{state}{suffix} = {self.steps.zeros(value.dims, value.dtype)}")
+
+    def finish(self, scans: Sequence[Scan], suffix: str = "") -> None:
+        """The last states, where they are outputs."""
+        for value, name in (part for s in scans for part in states_of(s)):
+            state = self.program.state(name)
+            dims = tuple(sorted(state.dims, key=dim_order))
+            text = name + suffix
+            if value.dims != dims:
+                text = f"tl.broadcast_to({fit(text, value.dims, dims)}, [{', '.join(self.steps.sizes(dims))}])"
+            self.leave(state, text, dims, self.after)
+
+    def update(self, u: Update, loop: Block) -> None:
+        """A sum over columns is a variable, summed over the lanes at the end; over lanes alone it is complete at once."""
+        t, state = self.steps, self.program.state(u.state)
+        if u.kind is not Kind.SUM or u.relative is not None or u.value is None or u.wide is not None:
+            raise refuse(f"the carry {u.state} beside scans")
+        order = tuple(sorted({*state.dims, *u.over} - {"col"}, key=dim_order))
+        (part,) = parts_of(state)
+        kept, block, text = tuple(d for d in order if d not in u.over), loop, t.boxed(u.value, order)
+        if "col" in u.over:
+            loop.add(f"{u.state} += {text}")
+            t.prologue.add(f"{u.state} = {t.zeros(order, part.dtype)}")
+            text, block = u.state, self.after
+        elif u.value.dims != order:
+            text = f"tl.broadcast_to({text}, [{', '.join(t.sizes(order))}])"
+        if "row" in u.over:
+            text = t.over("sum", text, order, ("row",), part.dtype)
+        self.leave(state, text, kept, block, "row" in u.over)
+
+    def leave(self, state: State, text: str, dims: Sequence[str], block: Block, tiled: bool = False) -> None:
+        """Stores a state, or this tile's part of it."""
+        if not state.stores:
+            return
+        slot = self.program.slot(state.stores[0])
+        out = self.steps.arguments(slot.name, "output", slot.name)
+        more = []
+        if tiled:
+            self.tiled.append((slot.name, state))
+            more = [f"far(part, {self.steps.arguments(f'{slot.name}_part', 'out', slot.name, 'part')})"]
+        at = self.address(out, slot.name, slot.axes, within(dims, dims), *more)
+        block.add(f"tl.store({at}, {text}{self.mask(dims, dims)})")
