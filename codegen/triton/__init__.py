@@ -41,7 +41,7 @@ def text_of(region: Region, schedule: Schedule) -> tuple[str, list[tuple[Piece, 
 def walked(region: Region, schedule: Schedule) -> tuple[Piece, Sweep]:
     """A region with scans, over real numbers and with the schedule's lane in its grid, is one kernel."""
     program = lower(region, False, str(schedule.knob("lane", "")))
-    kernel = walk("walk0", program, schedule)
+    kernel = walk("walk0", program)
     return Piece(program.region, kernel.program, False), kernel
 
 

@@ -64,8 +64,7 @@ def launches(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch:
     module = load(source, directory())
     recorders = [Recorder() for _ in kernels]
     machine = Machine(arch, UNITS.get(arch, 100))
-    region = whole(region, kernels)
-    chain = Chain(region, schedule, machine, [(p, k, r) for (p, k), r in zip(kernels, recorders, strict=True)])
+    chain = Chain(whole(region, kernels), schedule, machine, [(p, k, r) for (p, k), r in zip(kernels, recorders, strict=True)])
     chain(meta_inputs(region, sizes), sizes)
     return [launched(getattr(module, k.name), k, *r.launches[0], arch) for (_, k), r in zip(kernels, recorders, strict=True)]
 
@@ -85,9 +84,11 @@ def settled(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch: 
 
 
 def meta_inputs(region: Region, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Contiguous inputs without data; complex ones as the pairs of numbers that they are in memory."""
     buffers = {r["buffer"].name: r["buffer"] for r in reads_of(region.bodies)}
-    return {name: torch.empty([s.evaluate(sizes) for s in b.shape], dtype=getattr(torch, b.dtype), device="meta")
-            for name, b in buffers.items()}
+    found = {name: torch.empty([s.evaluate(sizes) for s in b.shape], dtype=getattr(torch, b.dtype), device="meta")
+             for name, b in buffers.items()}
+    return {name: torch.view_as_real(x) if x.is_complex() else x for name, x in found.items()}
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,20 @@ from math import prod
 from typing import Any
 
 from fuse.codegen import Schedule
+from fuse.codegen.lower import lower
 from fuse.codegen.roles import number_axes
+from fuse.codegen.tile import State
 from fuse.codegen.walk import lanes
 from fuse.ir.expr import Axis
 from fuse.ir.program import Kind, Region
+from fuse.ir.size import Size
 
 WALK = "walk"
 UNKNOWN = 1024        # stands for a size without a hint
 EACH = 16             # elements of a scan's state that a thread holds
 PROGRAM = 32 * EACH   # and a program, where lanes can be shared out; in memory a tile's lanes lie side by side, so at
 COALESCED = 16        # least this many of them
+ALL = 32 * 64         # elements of all states and sums, by a warp
 HELD = 1024           # a scan's state, in elements, that is worth splitting over programs
 WARPS = (8, 16)       # at most, at first and if registers are short
 STAGES = 3            # columns whose loads are under way
@@ -28,12 +32,17 @@ def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, Any]) 
     known = {s: hints.get(s, UNKNOWN) for a in number_axes(region).values() for s in a.extent.symbols}
     lane = lane_of(region, known)
     name = str(forced.get("lane", lane.name if lane else ""))
-    widths = [[a for a in scan if a.name != name] for scan in states(region)]
-    held = max(prod(padded(a, known) for a in scan) for scan in widths)
-    rows = int(forced.get("row", max(COALESCED, PROGRAM // held)))
-    own = next((padded(a, known) for scan in (*states(region), region.grid) for a in scan if a.name == name), 1)
-    elements = held * min(rows, own)
-    knobs: dict[str, int | str] = {"lane": name, "warps": min(WARPS[0], max(1, elements // PROGRAM)), "stages": STAGES}
+    program = lower(region, False, name)
+
+    def held(state: State) -> int:
+        """Elements per lane."""
+        return prod(padded(program.extent(d), known) for d in state.dims if d != "row")
+    largest = max(held(s) for s in program.states if s.kind is Kind.AFFINE)
+    rows = int(forced.get("row", max(COALESCED, PROGRAM // largest)))
+    beside = min(rows, padded(program.extent("row"), known))
+    everything = sum(held(s) for s in program.states if "col" not in s.dims)
+    warps = max(1, beside * largest // PROGRAM, 1 << (beside * everything // ALL).bit_length())
+    knobs: dict[str, int | str] = {"lane": name, "warps": min(WARPS[0], warps), "stages": STAGES}
     knobs |= {k: forced[k] for k in ("warps", "stages", "span") if k in forced}
     return Schedule(WALK, (("row", rows), ("col", 1)), "grid", tuple(knobs.items()))
 
@@ -43,8 +52,8 @@ def states(region: Region) -> list[list[Axis]]:
     return [[a for a in c.axes if a not in region.grid] for c in region.carries if c.kind is Kind.AFFINE]
 
 
-def padded(axis: Axis, sizes: Mapping[str, int]) -> int:
-    return 1 << (axis.extent.evaluate(sizes) - 1).bit_length()
+def padded(extent: Size, sizes: Mapping[str, int]) -> int:
+    return 1 << max(0, extent.evaluate(sizes) - 1).bit_length()
 
 
 def lane_of(region: Region, sizes: Mapping[str, int]) -> Axis | None:
@@ -55,19 +64,21 @@ def lane_of(region: Region, sizes: Mapping[str, int]) -> Axis | None:
     longest = max((a.extent.evaluate(sizes) for scan in states(region) for a in scan), default=1)
     if found and found[0] in region.grid and found[0].extent.evaluate(sizes) > longest:
         return found[0]
-    held = max(prod(padded(a, sizes) for a in scan) for scan in states(region))
+    held = max(prod(padded(a.extent, sizes) for a in scan) for scan in states(region))
     return inside[0] if inside and held >= HELD else None
 
 
 def lightened(schedule: Schedule) -> Schedule | None:
-    """What is tried next if registers or shared memory are short: loads one column ahead, more threads, fewer lanes."""
+    """What is tried next if registers or shared memory are short: more threads, loads one column ahead, fewer lanes."""
     knobs, tile = dict(schedule.knobs), dict(schedule.tile)
-    if schedule.knob("stages") > 1:
-        knobs["stages"] = 1
-    elif schedule.knob("warps") < WARPS[1] and schedule.extent("row") <= COALESCED:
+    if schedule.knob("warps") < WARPS[0]:
         knobs["warps"] = 2 * schedule.knob("warps")
-    elif schedule.extent("row") > 1:
+    elif schedule.knob("stages") > 1:
+        knobs["stages"] = 1
+    elif schedule.extent("row") > 1 and schedule.knob("lane"):
         tile["row"] = schedule.extent("row") // 2
+    elif schedule.knob("warps") < WARPS[1]:
+        knobs["warps"] = WARPS[1]
     else:
         return None
     return replace(schedule, tile=tuple(tile.items()), knobs=tuple(knobs.items()))

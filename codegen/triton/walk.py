@@ -19,10 +19,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fuse.codegen import Schedule
 from fuse.codegen.roles import dim_order, refuse
 from fuse.codegen.tile import Scan, State, TileProgram, Update, Value
-from fuse.codegen.triton.block import Block, Range, fit, within
+from fuse.codegen.triton.block import Block, Range, fit
 from fuse.codegen.triton.carry import parts_of
 from fuse.codegen.triton.frame import Frame
 from fuse.codegen.triton.kernel import Sweep
@@ -39,6 +38,10 @@ r = tl.arange(0, R).to(INDEX)
 row = row_0 + r
 row_ok = (row < row_end) | EVEN_R
 """
+WITHOUT_LANES = """\
+pid = tl.program_id(0)
+batch = pid
+"""
 BARRIER = "tl.debug_barrier()"      # what some threads of a program have written others may read
 
 
@@ -52,25 +55,27 @@ class Walk(Sweep):
     tiled: tuple[tuple[str, State], ...]
 
 
-def walk(name: str, program: TileProgram, schedule: Schedule) -> Walk:
+def walk(name: str, program: TileProgram) -> Walk:
     """The kernel of a program with scans."""
-    return _Walk(program, schedule).result(name)
+    return _Walk(program).result(name)
 
 
 class _Walk(Frame):
-    def __init__(self, program: TileProgram, schedule: Schedule):
+    def __init__(self, program: TileProgram):
         self.steps = t = Steps(program)
         super().__init__(t.program, t)
-        self.schedule = schedule
         (self.level,) = self.program.levels
-        for scalar in ("row_end", "col_end", "span"):
+        rows = bool(program.dims["row"])
+        for scalar in ("row_end", "col_end", "span")[0 if rows else 1:]:
             t.arguments(scalar, "scalar", scalar)
-        t.arguments.constant("R", "tile", "row")
-        t.arguments.constant("EVEN_R", "even", "row")
+        for constant, *what in (("R", "tile", "row"), ("EVEN_R", "even", "row"))[:2 if rows else 0]:
+            t.arguments.constant(constant, *what)
         t.arguments.constant("INDEX", "index")
-        for line in PROLOGUE.splitlines():
+        t.arguments.constant("STAGES", "knob", "stages")
+        for line in (PROLOGUE if rows else WITHOUT_LANES).splitlines():
             t.prologue.add(line)
-        t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue, "row_0", "r")
+        if rows:
+            t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue, "row_0", "r")
         self.against = [s for s in self.program.rehearsal if isinstance(s, Scan)]
         self.tiled: list[tuple[str, State]] = []
         self.entries: dict[str, Value] = {}
@@ -97,7 +102,7 @@ class _Walk(Frame):
         loop = outer.inner()
         self.steps.enter(loop, reverse, suffix)
         yield loop
-        outer.add(f"for step in tl.range({first}, {end}, num_stages={self.schedule.knob('stages', 1)}):")
+        outer.add(f"for step in tl.range({first}, {end}, num_stages=STAGES):")
         head = outer.inner()
         turned = f"{end} - 1 - step" if first == "0" else f"{first} + {end} - 1 - step"
         head.add(f"column = {turned if reverse else 'step'}")
@@ -224,5 +229,5 @@ class _Walk(Frame):
         if tiled:
             self.tiled.append((slot.name, state))
             more = [f"far(part, {self.steps.arguments(f'{slot.name}_part', 'out', slot.name, 'part')})"]
-        at = self.address(out, slot.name, slot.axes, within(dims, dims), *more)
+        at = self.address(out, slot.name, slot.axes, dims, *more)
         block.add(f"tl.store({at}, {text}{self.mask(dims, dims)})")

@@ -280,9 +280,9 @@ def causal_flow_attention() -> Case:
 # ---- scans ----------------------------------------------------------------------------------------------------------
 
 
-def selective_scan() -> Case:
+def selective_scan(batch: int = 2, channels: int = 3, width: int = 4) -> Case:
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = C_t . h_t + D u_t"""
-    b, t, d, n = ax("b", 2), ax("t"), ax("d", 3), ax("n", 4)
+    b, t, d, n = ax("b", batch), ax("t"), ax("d", channels), ax("n", width)
     u, delta, a, bt, c, skip = (
         buf("u", b, t, d),
         buf("delta", b, t, d),
@@ -313,9 +313,9 @@ def selective_scan() -> Case:
     )
 
 
-def complex_state_space() -> Case:
+def complex_state_space(batch: int = 2, channels: int = 3, width: int = 4) -> Case:
     """x_t = A x_{t-1} + B u_t with complex diagonal A,  y_t = 2 Re(C . x_t)"""
-    b, t, h, n = ax("b", 2), ax("t"), ax("h", 3), ax("n", 4)
+    b, t, h, n = ax("b", batch), ax("t"), ax("h", channels), ax("n", width)
     u = buf("u", b, t, h)
     a, bn, c = (buf(x, h, n, dtype="complex64") for x in "ABC")
     x = make("scan", read(a, h, n), read(bn, h, n) * cast(read(u, b, t, h), "complex64"), axis=t, reverse=False)

@@ -1,0 +1,166 @@
+"""Walks as Triton kernels: their text, their memory, numbers (`walks.py`), and registers on devices that are not here.
+
+    python -m pytest tests/codegen_triton/test_walk.py -m slow -s      prints the table of registers
+"""
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton is interpreted in this process", allow_module_level=True)
+
+from fuse.codegen import Schedule, compile_region
+from fuse.codegen.triton import Triton, text_of, whole
+from fuse.codegen.triton.ahead import meta_inputs
+from fuse.codegen.triton.lanes import lightened
+from fuse.codegen.triton.launch import Bound, Machine
+from fuse.codegen.triton.passage import run_walk
+from fuse.ir.expr import make
+from fuse.ir.program import Carry, Emit, Kind
+from fuse.passes import Context, compile_program
+from fuse.reasons import Miss
+from tests.codegen.regions import d, t
+from tests.codegen.test_walk import NAMES, REFUSED, A, H, X, regions, scanning
+from tests.codegen_triton.corpus import launched
+from tests.codegen_triton.corpus import regions as traced
+from tests.codegen_triton.process import run_interpreted
+from tests.codegen_triton.test_corpus import DEVICES, check
+from tests.forms_attention import FORMS
+from tests.ir.programs import complex_state_space, selective_scan
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "triton"
+HERE = Triton(Machine("sm90", 132))
+
+
+def test_numbers():
+    run_interpreted("walks.py", timeout=600)
+
+
+@pytest.mark.slow
+def test_all_numbers():
+    run_interpreted("walks.py", "-m", "slow", timeout=1800)
+
+
+@pytest.mark.parametrize("number, lane", [(0, "d"), (1, "d")])
+def test_golden(number, lane, request):
+    """Forward: one loop. Backward: three, and parts of sums over the lanes."""
+    schedule = Schedule("walk", (("row", 32), ("col", 1)), "grid", (("lane", lane),))
+    text, path = HERE.source(regions("selective scan")[number], schedule), GOLDEN / f"walk.{('forward', 'backward')[number]}.py"
+    if request.config.getoption("--update-golden"):
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def run(region, sizes, **tile):
+    """The tensors that a launch works with, none of them real."""
+    (schedule,) = HERE.schedules(region, sizes, SimpleNamespace(tile=tile, schedule=None))
+    _, ((piece, kernel),) = text_of(region, schedule)
+    bound = Bound(piece, kernel, schedule, Machine("sm90", 132), meta_inputs(region, sizes), sizes)
+
+    class Function:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: None
+    run_walk(bound, Function())
+    return kernel, bound.tensors
+
+
+def test_states_take_memory_as_the_root_of_the_length():
+    """Of every tile of 64 columns the state that enters it, of one tile all of them: 64 + 65 in place of 4096."""
+    region, sizes = regions("selective scan")[-1], {"T": 4096}
+    kernel, tensors = run(region, sizes, lane="d")
+    assert [name for name, _ in kernel.entries] == ["e_c2"] and [name for name, _ in kernel.kept] == ["h_c2"]
+    state = 2 * 4 * 4                    # batch, padded lanes, width
+    assert tensors["e_c2"].numel() == 64 * state and tensors["h_c2"].numel() == 65 * state
+    kernel, _ = run(regions("selective scan")[0], sizes)
+    assert not kernel.entries and not kernel.kept
+
+
+# ---- schedules ------------------------------------------------------------------------------------------------------
+
+def test_the_lane_is_a_long_grid_axis_or_a_width_of_a_large_state():
+    def chosen(case):
+        plan = compile_program(case.program, Context(hints=case.sizes, wrt=case.wrt))
+        (schedule,) = HERE.schedules(plan.forward.regions[0], {"T": 1024})
+        return schedule.knob("lane"), schedule.extent("row"), schedule.knob("warps")
+    assert chosen(selective_scan(8, 1024, 16)) == ("d", 32, 1)
+    assert chosen(selective_scan(8, 1024, 64)) == ("d", 16, 2)
+    assert chosen(selective_scan(2, 4, 1024)) == ("n", 512, 1)
+    assert chosen(selective_scan(2, 4, 64))[0] == ""
+
+
+def test_what_does_not_fit_is_lightened_step_by_step():
+    schedule, seen = Schedule("walk", (("row", 4), ("col", 1)), "grid", (("lane", "d"), ("warps", 4), ("stages", 3))), []
+    while (schedule := lightened(schedule)) is not None:
+        seen.append((schedule.knob("warps"), schedule.knob("stages"), schedule.extent("row")))
+    assert seen == [(8, 3, 4), (8, 1, 4), (8, 1, 2), (8, 1, 1), (16, 1, 1)]
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+TOP = Carry("m", Kind.MAX, H, (t,), (d,))
+UNFIT = {
+    "a maximum beside": scanning(H, Emit("e", H, (t, d))),
+    "a rehearsal that looks ahead": None,
+}
+UNFIT["a maximum beside"] = UNFIT["a maximum beside"].__class__(
+    "r", (t,), (), (Carry("h", Kind.AFFINE, H, (t,), (d,)), TOP), ())
+SHIFTED = make("scan", make("shift", A, axis=t, by=-1), X, axis=t, reverse=False)
+UNFIT["a rehearsal that looks ahead"] = scanning(SHIFTED, Emit("e", SHIFTED, (t, d)), reverse=True)
+
+
+@pytest.mark.parametrize("region", [*REFUSED.values(), *UNFIT.values()], ids=[*REFUSED, *UNFIT])
+def test_refusals(region):
+    miss = compile_region(region, HERE, {})
+    assert isinstance(miss, Miss) and miss.code == "TARGET_LACKS", miss
+
+
+# ---- ahead of time --------------------------------------------------------------------------------------------------
+
+@cache
+def planned(make_case, *shape):
+    case = make_case(*shape)
+    plan = compile_program(case.program, Context(hints=case.sizes, wrt=case.wrt))
+    return tuple((region, {"T": 4096}) for region in (*plan.forward.regions, *plan.backward.regions))
+
+
+def compiles(name, found, archs):
+    rows = {}
+    launched(name, found, archs, rows)
+    check(rows.values())
+    assert rows
+
+
+def heads(name, width, dtype, patch):
+    def make_inputs():
+        shape = (2, 4096, 8, width) if name == "causal_linear_by_products" else (2, 8, 4096, width)
+        return [torch.randn(*shape, dtype=dtype, requires_grad=True) for _ in range(3)]
+    return traced(FORMS[name].function, make_inputs, "recompute", patch)
+
+
+@pytest.mark.parametrize("make_case, shape, arch", [
+    (selective_scan, (8, 1024, 16), "sm90"), (complex_state_space, (8, 1024, 32), "gfx942")])
+def test_some_scans_compile(make_case, shape, arch):
+    compiles(make_case.__name__, planned(make_case, *shape), [arch])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("channels", [256, 1024, 2048])
+@pytest.mark.parametrize("make_case", [selective_scan, complex_state_space])
+def test_scans_compile(make_case, channels, width):
+    compiles(f"{make_case.__name__} {channels} {width}", planned(make_case, 8, channels, width), DEVICES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("width", [32, 64, 96, 128])
+@pytest.mark.parametrize("name", ["causal_linear", "causal_linear_by_products", "causal_flow"])
+def test_causal_heads_compile(name, width, dtype, monkeypatch):
+    compiles(f"{name} {width}", heads(name, width, getattr(torch, dtype), monkeypatch), DEVICES)
