@@ -1,7 +1,8 @@
 """One kernel's text: program ids to a row tile and a range of columns, the column loop, and what is stored.
 
     for each (batch point, row tile, split) = program id        rows of one group of row tiles run side by side
-      for each tile of columns in the split's span              values, updates of carries, stores
+      for each tile of columns in the split's span              values, updates of carries, stores; without the tiles at
+                                                                either end that add nothing (`bounds`)
       store each carry's parts at [split, batch, row, width]    `combine` joins the splits
 """
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 from fuse.codegen import Schedule
 from fuse.codegen.roles import refuse
-from fuse.codegen.tile import Store, TileProgram, Update, Value
+from fuse.codegen.tile import Skip, Store, TileProgram, Update, Value
 from fuse.codegen.triton.block import Range
+from fuse.codegen.triton.bounds import narrowed
 from fuse.codegen.triton.carry import Carries, Part, parts_of, sides
 from fuse.codegen.triton.emit import Tiles, dot_dtype
 from fuse.codegen.triton.frame import Frame, Source
@@ -77,7 +79,7 @@ BATCH = "batch = pid // (tiles * splits)\npid = pid % (tiles * splits)\n"
 def sweep(name: str, program: TileProgram, schedule: Schedule, stages: Sequence[Stage] = ()) -> Sweep:
     """The kernel of a program with one level. With `stages` it writes those and no carry is updated."""
     (level,) = program.levels
-    work = _Sweep(program, schedule)
+    work = _Sweep(program, schedule, () if stages else level.skips)
     updates = () if stages else level.updates
     stores = () if stages else level.stores
     work.walk(updates, stores, stages)
@@ -85,7 +87,7 @@ def sweep(name: str, program: TileProgram, schedule: Schedule, stages: Sequence[
 
 
 class _Sweep(Frame):
-    def __init__(self, program: TileProgram, schedule: Schedule):
+    def __init__(self, program: TileProgram, schedule: Schedule, skips: Sequence[Skip]):
         deep = contracted_dims(program) if schedule.extent("deep") else frozenset()
         folded = deep if has_rows(program) else frozenset[str]()
         super().__init__(program, Tiles(program, deep, str(schedule.knob("precision", "ieee")), folded))
@@ -98,11 +100,12 @@ class _Sweep(Frame):
             args.constant(constant, *what)
         for line in PROLOGUE.format(batch=BATCH if program.batch else "").splitlines():
             t.prologue.add(line)
-        self.single = bool(schedule.knob("single"))
+        t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue, "row_0", "r")
+        self.bounds = narrowed(t, skips)
+        self.single = bool(schedule.knob("single")) and self.bounds == ("begin", "end")
         self.loop = t.prologue.inner(flat=self.single)
         self.loop.add("col = column + c")
         self.loop.add("col_ok = (col < end) | EVEN_C")
-        t.ranges["row"] = Range("row", "row", "row_ok", "R", t.prologue, "row_0", "r")
         t.ranges["col"] = Range("col", "col", "col_ok", "C", self.loop, "column", "c")
         self.chunked = self.chunk()
         self.carries = Carries(t, program, self.loop, lazy=not has_tile_dot(program))
@@ -157,7 +160,7 @@ class _Sweep(Frame):
         if self.single:
             return "column = begin"
         told = f", num_stages={self.schedule.knob('stages', 1)}" if not has_tile_dot(self.program) else ""
-        return f"for column in {'tl.range' if told else 'range'}(begin, end, C{told}):"
+        return f"for column in {'tl.range' if told else 'range'}({', '.join(self.bounds)}, C{told}):"
 
     def result(self, name: str, stages: tuple[Stage, ...]) -> Sweep:
         body = [*self.tiles.prologue.lines, f"    {self.walk_columns()}", *self.loop.lines, *self.after.lines]

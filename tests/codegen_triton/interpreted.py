@@ -10,12 +10,13 @@ import torch
 from fuse.codegen import compile_region
 from fuse.codegen.triton import TARGET
 from fuse.codegen.triton.pieces import COLUMN_SLAB, RECOMPUTE
-from fuse.ir.expr import Buffer, Expr, cast, const, iota, make, read
+from fuse.ir.expr import Buffer, Expr, cast, const, iota, make, read, size
 from fuse.ir.ops import POINTWISE
 from fuse.ir.program import Carry, Emit, Kind, Region
 from tests.codegen.check import EPS, agrees, reference, strided
-from tests.codegen.regions import BY_NAME
+from tests.codegen.regions import BY_NAME, i, j
 from tests.codegen.regions import CASES as SHARED
+from tests.codegen.test_schedule import CAUSAL, masked
 from tests.codegen_triton import zoo
 
 SIZES = dict(B=2, T=8, V=77, D=20, Q=21, L=37, H=2, N=19)
@@ -268,6 +269,42 @@ def test_the_error_is_at_most_eagers():
         for name, other in eager.items():
             error, theirs = ((x.double() - wanted[name]).abs().max() for x in (found[name], other))
             assert error <= 1.2 * theirs, (name, error, theirs)
+
+
+# ---- tiles of columns that add nothing ------------------------------------------------------------------------------
+
+LATE = make("le", iota(j), iota(i) + size(j.extent) - size(i.extent))
+# name: (mask, queries, columns of values that are nan, queries none of whose tiles of 16 x 16 has one of those)
+LEFT_OUT = {
+    "causal": (CAUSAL, 48, slice(16, 48), slice(0, 16)),
+    "anticausal": (make("not", CAUSAL), 48, slice(0, 16), slice(16, 48)),
+    "a sliding window": (make("and", CAUSAL, make("lt", iota(i), iota(j) + 5)), 48, slice(0, 16), slice(32, 48)),
+    "fewer queries": (LATE, 37, slice(32, 48), slice(0, 16)),
+}
+
+
+def queries_keys_values(sizes):
+    return {n: torch.randn(1, sizes[a], sizes[w]) for n, a, w in (("q", "I", "D"), ("k", "J", "D"), ("v", "J", "E"))}
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_tiles_that_add_nothing_are_left_out(name, splits):
+    """0 * nan = nan would be added, were they not."""
+    mask, queries, poisoned, spared = LEFT_OUT[name]
+    region, sizes = masked(mask), dict(B=1, I=queries, J=48, D=4, E=3)
+    env = queries_keys_values(sizes)
+    (kernel, *_) = kernels(region, sizes, TILE | {"splits": splits})
+    agrees(region, kernel(env, sizes), reference(region, env, sizes))
+    env["v"][:, poisoned] = float("nan")
+    found = kernel(env, sizes)["o"]
+    assert torch.isfinite(found[:, spared]).all() and found.isnan().any()
+
+
+def test_a_prefix_that_everyone_sees_leaves_no_tile_out():
+    region, sizes = masked(make("or", CAUSAL, make("lt", iota(j), const(20, "int64")))), dict(B=1, I=21, J=37, D=4, E=3)
+    env = queries_keys_values(sizes)
+    agrees(region, kernels(region, sizes)[0](env, sizes), reference(region, env, sizes))
 
 
 # ---- the spelling of every op ---------------------------------------------------------------------------------------
