@@ -23,7 +23,8 @@ COALESCED = 16        # least this many of them
 ALL = 32 * 64         # elements of all states and sums, by a warp
 HELD = 1024           # a scan's state, in elements, that is worth splitting over programs
 WARPS = (8, 16)       # at most, at first and if registers are short
-STAGES = 3            # columns whose loads are under way
+STAGES = 3            # columns whose loads are under way, where those of a state read back take
+AHEAD = 4096          # at most so many elements of shared memory each
 
 
 def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, Any]) -> Schedule:
@@ -42,7 +43,8 @@ def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, Any]) 
     beside = min(rows, padded(program.extent("row"), known))
     everything = sum(held(s) for s in program.states if "col" not in s.dims)
     warps = max(1, beside * largest // PROGRAM, 1 << (beside * everything // ALL).bit_length())
-    knobs: dict[str, int | str] = {"lane": name, "warps": min(WARPS[0], warps), "stages": STAGES}
+    stages = STAGES if beside * largest <= AHEAD else 1
+    knobs: dict[str, int | str] = {"lane": name, "warps": min(WARPS[0], warps), "stages": stages}
     knobs |= {k: forced[k] for k in ("warps", "stages", "span") if k in forced}
     return Schedule(WALK, (("row", rows), ("col", 1)), "grid", tuple(knobs.items()))
 

@@ -11,9 +11,9 @@ import torch
 from fuse.codegen import Schedule
 from fuse.codegen.tile import Load, Point, TileProgram
 from fuse.codegen.triton.emit import dot_dtype
+from fuse.codegen.triton.lanes import WALK, lightened, walked
 from fuse.codegen.triton.pieces import KINDS, Piece, pieces
 from fuse.codegen.triton.shapes import chunked_dim, contracted_dims, has_rows, has_tile_dot, rank, tiles
-from fuse.codegen.triton.lanes import WALK, lightened, walked
 from fuse.codegen.triton.spell import COSTLY
 from fuse.codegen.walk import walks
 from fuse.ir.program import Kind, Region
@@ -83,7 +83,8 @@ WALKS: dict[int, tuple[Config, Config]] = {      # width -> (products, none)
 }
 REGISTERS, REGISTER_FILE = 255, 65536      # of a thread at most; of a multiprocessor (NVIDIA)
 CUBE: tuple[Config, ...] = (Config(16, 16, 16, 4, 2),)
-KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single", "parts", "registers", "lane", "span")
+KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single", "parts", "registers", "lane",
+         "span")
 
 
 def candidates(region: Region, hints: Mapping[str, int], arch: str, options: Any) -> Sequence[Schedule]:
@@ -138,8 +139,8 @@ def part(schedule: Schedule, piece: int) -> Schedule:
 def relieved(schedule: Schedule, piece: int, spills: bool, arch: str) -> Schedule | None:
     """What that piece is tried with next if its kernel does not fit; None if its tile is 16 x 16 already.
 
-    A walk has its own remedies. Otherwise first every register that a thread can have: left alone, NVIDIA's assembler keeps a few values in memory so that more
-    programs run at once. Then half of the tile's longer side.
+    First every register that a thread can have: left alone, NVIDIA's assembler keeps a few values in memory so that more
+    programs run at once. Then half of the tile's longer side. A walk has remedies of its own.
     """
     mine = part(schedule, piece)
     if schedule.kind == WALK:

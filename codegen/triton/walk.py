@@ -174,18 +174,22 @@ class _Walk(Frame):
         for u in self.level.updates:
             self.update(u, loop)
         own = [s for s in self.program.scans if s not in self.against]
-        for s in own:
-            t.emit(s.out)
-        new: dict[str, str] = {}
-        while len(new) < len(t.handed):
-            for s in list(t.handed.values()):
-                new[f"p{s.out.id}"] = t.operand(s.x, s.out.dims)
-        for name, text in new.items():
-            loop.add(f"{name} = {text}")
-        for s in t.handed.values():
-            t.prologue.add(f"p{s.out.id} = {t.zeros(s.out.dims, s.out.dtype)}")
+        for scan in own:
+            t.emit(scan.out)
+        self.hand_on(loop)
         self.start(own, t.prologue)
         self.finish(own)
+
+    def hand_on(self, loop: Block) -> None:
+        """What the next column reads of this one; its values may read more."""
+        t, new = self.steps, dict[str, str]()
+        while len(new) < len(t.handed):
+            for shift in list(t.handed.values()):
+                new[f"p{shift.out.id}"] = t.operand(shift.x, shift.out.dims)
+        for shift in t.handed.values():
+            name = f"p{shift.out.id}"
+            loop.add(f"{name} = {new[name]}")
+            t.prologue.add(f"{name} = {t.zeros(shift.out.dims, shift.out.dtype)}")
 
     def start(self, scans: Sequence[Scan], block: Block, suffix: str = "") -> None:
         for value, state in (part for s in scans for part in states_of(s)):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton is interpreted in this process", allow_module_level=True)
 
 from fuse.codegen import Schedule, compile_region
-from fuse.codegen.triton import Triton, text_of, whole
+from fuse.codegen.triton import Triton, text_of
 from fuse.codegen.triton.ahead import meta_inputs
 from fuse.codegen.triton.lanes import lightened
 from fuse.codegen.triton.launch import Bound, Machine
@@ -27,7 +28,7 @@ from fuse.ir.program import Carry, Emit, Kind
 from fuse.passes import Context, compile_program
 from fuse.reasons import Miss
 from tests.codegen.regions import d, t
-from tests.codegen.test_walk import NAMES, REFUSED, A, H, X, regions, scanning
+from tests.codegen.test_walk import REFUSED, A, H, X, regions, scanning
 from tests.codegen_triton.corpus import launched
 from tests.codegen_triton.corpus import regions as traced
 from tests.codegen_triton.process import run_interpreted
@@ -105,14 +106,11 @@ def test_what_does_not_fit_is_lightened_step_by_step():
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 TOP = Carry("m", Kind.MAX, H, (t,), (d,))
+AHEAD = make("scan", make("shift", A, axis=t, by=-1), X, axis=t, reverse=False)
 UNFIT = {
-    "a maximum beside": scanning(H, Emit("e", H, (t, d))),
-    "a rehearsal that looks ahead": None,
+    "a maximum beside": replace(scanning(H), carries=(*scanning(H).carries, TOP)),
+    "a rehearsal that looks ahead": scanning(AHEAD, Emit("e", AHEAD, (t, d)), reverse=True),
 }
-UNFIT["a maximum beside"] = UNFIT["a maximum beside"].__class__(
-    "r", (t,), (), (Carry("h", Kind.AFFINE, H, (t,), (d,)), TOP), ())
-SHIFTED = make("scan", make("shift", A, axis=t, by=-1), X, axis=t, reverse=False)
-UNFIT["a rehearsal that looks ahead"] = scanning(SHIFTED, Emit("e", SHIFTED, (t, d)), reverse=True)
 
 
 @pytest.mark.parametrize("region", [*REFUSED.values(), *UNFIT.values()], ids=[*REFUSED, *UNFIT])
