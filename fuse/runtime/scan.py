@@ -1,0 +1,109 @@
+"""h[t] = a[t] h[t - 1] + b[t] as a program of its own: `fuse::scan` plans it and calls `fuse::forward`.
+
+    fuse::scan(a, b, initial, dim, reverse) -> (states, final state)
+
+The op is a composite: autograd, fake tensors and AOTAutograd see the ops that every region of a compiled graph calls.
+Extents are symbols and the sizes a plan expects are rounded up to powers of two, so one plan serves many shapes.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fuse.codegen import Target, compile_region
+from fuse.frontend.symbols import hint
+from fuse.ir.expr import Axis, Buffer, Expr, cast, const, iota, make, read, size, where
+from fuse.ir.program import Output, Program, Region, Term
+from fuse.ir.size import Size
+from fuse.options import Options
+from fuse.passes import Context, compile_program
+from fuse.reasons import Miss
+from fuse.runtime import ops
+from fuse.runtime.executable import Executable, Kernel
+from fuse.runtime.inductor import sources_digest
+from fuse.runtime.plan import key_of, target_for
+
+HALF = ("bfloat16", "float16")
+UNKNOWN = 1024      # stands for a size without a hint
+
+_library = torch.library.Library("fuse", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("scan(Tensor a, Tensor b, Tensor? initial, int dim, bool reverse) -> (Tensor, Tensor)",
+                tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def types(a: torch.dtype, b: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """Of the states as they are returned, and of the state as it is carried."""
+    found = torch.promote_types(a, b)
+    return found, torch.float32 if str(found)[6:] in HALF else found
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a plan depends on. `shared`: the dimensions along which a is broadcast; `sizes` of b, as expected."""
+
+    a: torch.dtype
+    b: torch.dtype
+    shared: tuple[bool, ...]
+    initial: bool
+    dim: int
+    reverse: bool
+    sizes: tuple[int, ...]
+
+    def program(self) -> Program:
+        """A first state is added to b where the walk begins, so that its gradient and that of a follow."""
+        out, state = (str(t)[6:] for t in types(self.a, self.b))
+        extents = tuple(Size.of(f"n{d}") for d in range(len(self.shared)))
+        axes = [Axis(f"x{d}", extent) for d, extent in enumerate(extents)]
+        along, others = axes[self.dim], axes[:self.dim] + axes[self.dim + 1:]
+        zero, end = const(0, "int64"), size(along.extent) - 1
+        first, last = (end, zero) if self.reverse else (zero, end)
+        a = Buffer("a", str(self.a)[6:], tuple(Size.of(1) if s else n for s, n in zip(self.shared, extents, strict=True)))
+        b = Buffer("b", str(self.b)[6:], extents)
+        initial = Buffer("initial", state, tuple(x.extent for x in others))
+        factor = cast(read(a, *(zero if s else x for s, x in zip(self.shared, axes, strict=True))), state)
+        term = cast(read(b, *axes), state)
+        if self.initial:
+            term = term + where(make("eq", iota(along), first), factor * read(initial, *others), 0)
+        states = make("scan", factor, term, axis=along, reverse=self.reverse)
+        outputs = _output("states", cast(states, out), axes), _output("final", make("pick", states, last, axis=along), others)
+        return Program((a, b, initial) if self.initial else (a, b), outputs)
+
+
+def _output(name: str, value: Expr, axes: Sequence[Axis]) -> Output:
+    return Output(Buffer(name, value.dtype, tuple(x.extent for x in axes)), (Term(tuple(map(iota, axes)), value),))
+
+
+@cache
+def planned(call: Call, target: Target) -> tuple[str, Executable]:
+    """The executable and its key, which differs between versions of fuse: compiled graphs may outlive one on disk."""
+    program, options, hints = call.program(), Options(), {f"n{d}": n for d, n in enumerate(call.sizes)}
+    wrt = tuple(x.name for x in program.inputs)
+    plan = compile_program(program, Context(hints=hints, wrt=wrt, shared_sweep=target.capabilities.shared))
+
+    def build(region: Region) -> Kernel | Miss:
+        return compile_region(region, target, hints, options)
+    key = key_of(replace(program, hints=tuple(hints.items())), wrt, target.name, options)
+    return f"{key}.{sources_digest()[:16]}", Executable(program.inputs, plan, build, wrt=wrt)
+
+
+def _likely(extent: int | torch.SymInt) -> int:
+    """The power of two that a size is rounded up to."""
+    n = hint(extent)
+    return 1 << max((UNKNOWN if n is None else n) - 1, 0).bit_length()
+
+
+def _scan(a: Tensor, b: Tensor, initial: Tensor | None, dim: int, reverse: bool) -> tuple[Tensor, Tensor]:
+    call = Call(a.dtype, b.dtype, tuple(n == 1 for n in a.shape), initial is not None, dim, reverse,
+                tuple(map(_likely, b.shape)))
+    key, executable = planned(call, target_for([b], Options()))
+    ops.register(key, executable)
+    operands = [x.resolve_conj().resolve_neg() for x in (a, b, initial) if x is not None]
+    states, final = torch.ops.fuse.forward(operands, key)
+    return states, final
+
+
+_library.impl("scan", _scan, "CompositeImplicitAutograd")
