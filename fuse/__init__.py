@@ -5,18 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fuse.recurrence import scan as scan
     from fuse.report import explain as explain
 
-__all__ = ["__version__", "explain"]
+__all__ = ["__version__", "explain", "scan"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`fuse.explain` is loaded on first use: importing fuse does not import torch."""
+    """`fuse.explain` and `fuse.scan` are loaded on first use: importing fuse does not import torch."""
     if name == "explain":
         from fuse.report import explain
 
         return explain
+    if name == "scan":
+        from fuse.recurrence import scan
+
+        return scan
     raise AttributeError(f"module 'fuse' has no attribute {name!r}")
 
 

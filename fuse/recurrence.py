@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fuse.runtime.scan import types
+from fuse.runtime.scan import STAMP, types
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 
@@ -37,7 +37,7 @@ def scan(a: Tensor, b: Tensor, initial: Tensor | None = None, *, dim: int, rever
     if b.shape[dim] == 0:
         return (a * b).to(out), like.new_zeros(like.shape, dtype=state) if initial is None else initial.clone()
     a = a.reshape((1,) * (b.dim() - a.dim()) + a.shape)
-    states, final = torch.ops.fuse.scan(a, b, initial, dim, reverse)
+    states, final = torch.ops.fuse.scan(a, b, initial, dim, reverse, STAMP)
     return states, final
 
 

@@ -30,7 +30,7 @@ def differentiate(program: Program, wrt: Collection[str]) -> Program:
     cotangents: dict[Expr, Expr] = {}
     seeds: list[Buffer] = []
     for out in program.outputs:
-        if out.buffer.dtype not in FLOATS or not any(t.value in active for t in out.terms):
+        if out.buffer.dtype not in FLOATS + COMPLEXES or not any(t.value in active for t in out.terms):
             continue
         seed = Buffer(f"ct.{out.buffer.name}", out.buffer.dtype, out.buffer.shape)
         seeds.append(seed)

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from fuse.backend import fuse_graph
 from fuse.options import Options
 from tests.forms_attention import FORMS, Form
-from tests.frontend.tracing import Float64, capture
+from tests.frontend.tracing import WIDE, Float64, capture
 from tests.plain import plain_kernels, quick_builds, without_aot, without_inductor  # noqa: F401 (fixtures)
 from tests.test_forms import SLACK, error, outputs_and_gradients
 from tests.traps_attention import TRAPS
@@ -43,7 +43,7 @@ def judge(function, args, *, autocast=False, **options):
         compiled = torch.compile(function, backend="fuse",
                                  options={"min_virtual_bytes": 0, "strict": True, "tile": SMALL, **options})
         got, _ = outputs_and_gradients(compiled, args, seeds)
-    wide = [a.detach().double().requires_grad_(a.requires_grad) if a.is_floating_point() else a for a in args]
+    wide = [a.detach().to(WIDE.get(a.dtype, a.dtype)).requires_grad_(a.requires_grad) for a in args]
     with Float64(), float64_by_default():
         want, _ = outputs_and_gradients(function, wide, seeds)
     slack = SLACK[torch.bfloat16 if autocast else args[0].dtype]

@@ -44,7 +44,8 @@ def error(x, want):
     """Largest error relative to the largest entry; infinite where one is finite and the other is not."""
     if x is None or want is None:
         return 0.0 if x is want or not (want if x is None else x).any() else float("inf")
-    x, want = x.double(), want.double()
+    wide = torch.complex128 if want.is_complex() else torch.float64
+    x, want = x.to(wide), want.to(wide)
     if not torch.equal(torch.isfinite(x), torch.isfinite(want)):
         return float("inf")
     kept = torch.isfinite(want)

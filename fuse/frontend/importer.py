@@ -146,7 +146,7 @@ class Pull:
     def at_argument(self, user: Value, v: Value, idx: Index, rounded: str | None = None) -> Expr:
         """v at idx, as `user` sees it: what was computed without gradients carries none."""
         found = self.at(v, tuple(idx), rounded)
-        return make("stop", found) if user.grad and not v.grad and found.dtype in FLOATS else found
+        return make("stop", found) if user.grad and not v.grad and found.dtype in FLOATS + COMPLEXES else found
 
     def scalar(self, user: Value, x: Any, dtype: str) -> Expr:
         """A number among the arguments, which Dynamo may pass as a tensor."""
@@ -251,7 +251,7 @@ class Pull:
         kind = kind_of(v)
         if kind == "view":
             found = self.at_argument(v, source(v), tuple(VIEWS[v.op](v, idx)), rounded)
-            return make("stop", found) if v.op == "detach" and found.dtype in FLOATS else found
+            return make("stop", found) if v.op == "detach" and found.dtype in FLOATS + COMPLEXES else found
         if kind == "contraction":
             return contract(self, v, idx)
         if kind == "pointwise" and v.op in POINTWISE:
@@ -323,7 +323,7 @@ class _Importer:
             raise Refused(Miss("UNSUPPORTED_DTYPE", v.where, v.dtype))
         index = tuple(self.pull.fresh(f"g{k}.{d}", extent)[0] for d, extent in enumerate(v.shape))
         found = cast(self.pull.at(v, index), v.dtype)
-        if found.dtype in FLOATS and not _differentiable(node):
+        if found.dtype in FLOATS + COMPLEXES and not _differentiable(node):
             found = make("stop", found)
         return Output(Buffer(f"out{k}", v.dtype, shape_of(example(node))), (Term(tuple(i.expr() for i in index), found),))
 

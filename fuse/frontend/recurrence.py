@@ -215,11 +215,12 @@ def _picked(pull: Pull, v: Value, idx: Index) -> Expr:
     return make("pick", pull.at(value(loop, f, k), idx), size(at.offset), axis=axes[0])
 
 
-def scanned(a: Value, b: Value | None, d: int, node: fx.Node, *, reverse: bool = False) -> Value:
-    """What `node` gives: scan(a, b) along dimension d, or the running product of a."""
+def scanned(a: Value, b: Value | None, d: int, node: fx.Node, *, reverse: bool = False, start: Value | None = None,
+            dtype: str | None = None) -> Value:
+    """What `node` gives: scan(a, b) along dimension d from the state `start`, or the running product of a."""
     like = a if b is None else b
-    args = {"a": a, "d": d, "reverse": reverse} | ({} if b is None else {"b": b})
-    return Value("scanned", args, like.dtype, like.shape, node, stored=True, grad=like.grad)
+    args = {"a": a, "d": d, "reverse": reverse} | {n: x for n, x in (("b", b), ("start", start)) if x is not None}
+    return Value("scanned", args, dtype or like.dtype, like.shape, node, stored=True, grad=like.grad)
 
 
 def _scanned(pull: Pull, v: Value, idx: Index) -> Expr:
@@ -237,9 +238,11 @@ def _scanned(pull: Pull, v: Value, idx: Index) -> Expr:
     a, b = (convert(pull.at_argument(v, x, broadcast(x.shape, idx)), v.dtype) if x is not None else None
             for x in (v.args["a"], v.args.get("b")))
     assert a is not None
+    first = make("eq", idx[d].expr(), (Linear.of(length - 1) if v.args["reverse"] else Linear()).expr())
     if b is None:
-        first = Linear.of(length - 1) if v.args["reverse"] else Linear()
-        b = where_(make("eq", idx[d].expr(), first.expr()), a, 0)
+        b = where_(first, a, 0)
+    if (start := v.args.get("start")) is not None:
+        b = b + where_(first, a * convert(pull.at_argument(v, start, (*idx[:d], *idx[d + 1:])), v.dtype), 0)
     return make("scan", a, b, axis=axis, reverse=backwards is not v.args["reverse"])
 
 

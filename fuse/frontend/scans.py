@@ -4,6 +4,7 @@ from __future__ import annotations
 from torch import fx
 
 from fuse.frontend.bodies import find_bodies
+from fuse.frontend.calls import find_calls
 from fuse.frontend.candidates import Candidate
 from fuse.frontend.convolutions import find_convolutions
 from fuse.frontend.logspace import find_logspace
@@ -12,7 +13,7 @@ from fuse.frontend.scope import Scope
 from fuse.frontend.trees import find_trees
 from fuse.reasons import Miss
 
-IDIOMS = (find_loops, find_bodies, find_trees, find_logspace, find_convolutions)
+IDIOMS = (find_calls, find_loops, find_bodies, find_trees, find_logspace, find_convolutions)
 
 
 def find_scans(graph: fx.Graph) -> tuple[list[Candidate], list[Miss]]:

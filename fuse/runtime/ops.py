@@ -11,6 +11,7 @@ second backward, checkpointing, offloading hooks and CUDA graphs need no special
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from fuse.runtime.executable import Executable, Needs, Part
 
 KEPT_AFTER_RESET = 256
 _executables: dict[str, Executable] = {}
+makers: dict[str, Callable[[str], Executable]] = {}     # by the first word of keys that say how their executable is made
 _lock = threading.Lock()
 
 _library: Any = torch.library.Library("fuse", "DEF")  # type: ignore[no-untyped-call]
@@ -43,6 +45,8 @@ def find(key: str) -> Executable | None:
 
 def lookup(key: str) -> Executable:
     found = _executables.get(key)
+    if found is None and (make := makers.get(key.partition(" ")[0])) is not None:
+        found = register(key, make(key))
     if found is None:
         raise RuntimeError(
             f"fuse: a compiled graph asks for the executable {key}, which this process has not built. Executables are "
@@ -72,15 +76,20 @@ def _forward_saving(inputs: list[Tensor], needs: list[bool], key: str) -> list[T
 
 def _run(executable: Executable, part: Part, inputs: list[Tensor]) -> list[Tensor]:
     with without_autocast():
-        return executable.run(part, executable.pick(part, inputs), executable.sizes(inputs))
+        return executable.run(part, _resolved(executable.pick(part, inputs)), executable.sizes(inputs))
 
 
 def _backward(buffers: list[Tensor], sizes: list[int], needs: list[bool], key: str) -> list[Tensor]:
     executable = lookup(key)
     part = _opaque(executable, tuple(needs))
-    env = {b.name: t for b, t in zip(part.inputs, buffers, strict=True)}
+    env = _resolved({b.name: t for b, t in zip(part.inputs, buffers, strict=True)})
     with without_autocast():
         return executable.run(part, env, dict(zip(executable.symbols, sizes, strict=True)))
+
+
+def _resolved(env: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Memory that holds what it says: kernels do not see the bits of a lazy conjugation or negation."""
+    return {name: t.resolve_conj().resolve_neg() for name, t in env.items()}
 
 
 def _opaque(executable: Executable, needs: Needs) -> Part:

@@ -130,8 +130,11 @@ def target_for(tensors: list[Tensor], options: Options) -> Target:
     if len(devices) > 1:
         raise Refused(Miss("TARGET_LACKS", None, f"the operands live on {' and '.join(sorted(devices))}"))
     name = ("cpu" if devices == {"cpu"} else "triton") if options.target == "auto" else options.target
-    module = import_module(f"fuse.codegen.{name}")
-    target: Target = module.TARGET
+    return target_named(name)
+
+
+def target_named(name: str) -> Target:
+    target: Target = import_module(f"fuse.codegen.{name}").TARGET
     return target
 
 

@@ -1,20 +1,20 @@
 """h[t] = a[t] h[t - 1] + b[t] as a program of its own: `fuse::scan` plans it and calls `fuse::forward`.
 
-    fuse::scan(a, b, initial, dim, reverse) -> (states, final state)
+    fuse::scan(a, b, initial, dim, reverse, stamp) -> (states, final state)
 
 The op is a composite: autograd, fake tensors and AOTAutograd see the ops that every region of a compiled graph calls.
-Extents are symbols and the sizes a plan expects are rounded up to powers of two, so one plan serves many shapes.
+Extents are symbols and the sizes a plan expects are rounded up to powers of two, so one plan serves many shapes. The
+stamp of fuse's sources enters the keys of compilers' caches: what they keep on disk names buffers of this version.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fuse.codegen import Target, compile_region
+from fuse.codegen import compile_region
 from fuse.frontend.symbols import hint
 from fuse.ir.expr import Axis, Buffer, Expr, cast, const, iota, make, read, size, where
 from fuse.ir.program import Output, Program, Region, Term
@@ -25,13 +25,14 @@ from fuse.reasons import Miss
 from fuse.runtime import ops
 from fuse.runtime.executable import Executable, Kernel
 from fuse.runtime.inductor import sources_digest
-from fuse.runtime.plan import key_of, target_for
+from fuse.runtime.plan import target_for, target_named
 
 HALF = ("bfloat16", "float16")
 UNKNOWN = 1024      # stands for a size without a hint
+STAMP = sources_digest()[:16]
 
 _library = torch.library.Library("fuse", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("scan(Tensor a, Tensor b, Tensor? initial, int dim, bool reverse) -> (Tensor, Tensor)",
+_library.define("scan(Tensor a, Tensor b, Tensor? initial, int dim, bool reverse, str stamp) -> (Tensor, Tensor)",
                 tags=(torch.Tag.pt2_compliant_tag,))
 
 
@@ -72,22 +73,30 @@ class Call:
         outputs = _output("states", cast(states, out), axes), _output("final", make("pick", states, last, axis=along), others)
         return Program((a, b, initial) if self.initial else (a, b), outputs)
 
+    def key(self, target: str) -> str:
+        """All that an executable depends on, so that a graph from a cache on disk finds its own in a new process."""
+        flags = "".join(str(int(x)) for x in (*self.shared, self.initial, self.reverse))
+        sizes = ",".join(map(str, self.sizes))
+        return f"scan {str(self.a)[6:]} {str(self.b)[6:]} {flags} {self.dim} {sizes} {target}"
+
 
 def _output(name: str, value: Expr, axes: Sequence[Axis]) -> Output:
     return Output(Buffer(name, value.dtype, tuple(x.extent for x in axes)), (Term(tuple(map(iota, axes)), value),))
 
 
-@cache
-def planned(call: Call, target: Target) -> tuple[str, Executable]:
-    """The executable and its key, which differs between versions of fuse: compiled graphs may outlive one on disk."""
-    program, options, hints = call.program(), Options(), {f"n{d}": n for d, n in enumerate(call.sizes)}
-    wrt = tuple(x.name for x in program.inputs)
+def made(key: str) -> Executable:
+    """The executable that a key describes."""
+    _, a, b, flags, dim, sizes, name = key.split(" ")
+    *shared, initial, reverse = (x == "1" for x in flags)
+    likely = tuple(map(int, sizes.split(",")))
+    call = Call(getattr(torch, a), getattr(torch, b), tuple(shared), initial, int(dim), reverse, likely)
+    program, target, options = call.program(), target_named(name), Options()
+    hints, wrt = {f"n{d}": n for d, n in enumerate(likely)}, tuple(x.name for x in program.inputs)
     plan = compile_program(program, Context(hints=hints, wrt=wrt, shared_sweep=target.capabilities.shared))
 
     def build(region: Region) -> Kernel | Miss:
         return compile_region(region, target, hints, options)
-    key = key_of(replace(program, hints=tuple(hints.items())), wrt, target.name, options)
-    return f"{key}.{sources_digest()[:16]}", Executable(program.inputs, plan, build, wrt=wrt)
+    return Executable(program.inputs, plan, build, wrt=wrt)
 
 
 def _likely(extent: int | torch.SymInt) -> int:
@@ -96,14 +105,13 @@ def _likely(extent: int | torch.SymInt) -> int:
     return 1 << max((UNKNOWN if n is None else n) - 1, 0).bit_length()
 
 
-def _scan(a: Tensor, b: Tensor, initial: Tensor | None, dim: int, reverse: bool) -> tuple[Tensor, Tensor]:
-    call = Call(a.dtype, b.dtype, tuple(n == 1 for n in a.shape), initial is not None, dim, reverse,
+def _scan(a: Tensor, b: Tensor, initial: Tensor | None, dim: int, reverse: bool, stamp: str) -> tuple[Tensor, Tensor]:
+    call = Call(a.dtype, b.dtype, tuple(bool(n == 1) for n in a.shape), initial is not None, dim, reverse,
                 tuple(map(_likely, b.shape)))
-    key, executable = planned(call, target_for([b], Options()))
-    ops.register(key, executable)
-    operands = [x.resolve_conj().resolve_neg() for x in (a, b, initial) if x is not None]
-    states, final = torch.ops.fuse.forward(operands, key)
+    key = call.key(target_for([b], Options()).name)
+    states, final = torch.ops.fuse.forward([x for x in (a, b, initial) if x is not None], key)
     return states, final
 
 
 _library.impl("scan", _scan, "CompositeImplicitAutograd")
+ops.makers["scan"] = made

@@ -354,6 +354,15 @@ def truncated_gradient(x, a):
     return torch.stack(out, dim=1)
 
 
+@refused(lambda: [leaf(B, L, D, dtype=torch.cfloat), leaf(B, L, D, dtype=torch.cfloat)])
+def truncated_complex_gradient(x, a):
+    h, out = torch.zeros(B, D, dtype=torch.cfloat), []
+    for t in range(L):
+        h = a[:, t] * h.detach() + x[:, t]
+        out.append(h)
+    return torch.stack(out, dim=1).real
+
+
 @refused(gated)
 def changed_in_between(x, a):
     h, out, x = torch.zeros(B, D), [], x * 1
