@@ -17,7 +17,8 @@ from tests.forms_vocab import FORMS, Form, arguments
 from tests.frontend.tracing import Float64
 from tests.plain import quick_builds, without_inductor  # noqa: F401 (fixtures)
 
-SLACK = {torch.float32: 2e-6, torch.bfloat16: 2.0 ** -8, torch.float16: 2.0 ** -11, torch.float64: 1e-12}
+SLACK = {torch.float32: 2e-6, torch.bfloat16: 2.0 ** -8, torch.float16: 2.0 ** -11, torch.float64: 1e-12,
+         torch.complex64: 2e-6}
 
 
 def fresh(a):
