@@ -10,7 +10,8 @@
     torch._inductor.cpp_builder.get_cpp_compiler whether Inductor can compile for the CPU at all
     torch._inductor.custom_graph_pass            a pass whose uuid enters the cache keys
     torch._inductor.config                       a user's own custom passes, to run beside ours
-    torch._C._AutoDispatchBelowAutograd          calls the op below autograd, as register_autograd does
+    torch._C._AutoDispatchBelowAutograd,         calls the op below autograd, as register_autograd does, where
+    _ExcludeDispatchKeyGuard                     nothing is known to be a view either
     torch._C._DisableAutocast                    ambient autocast must not reach into fuse's own torch operations
     GraphModule.compile_subgraph_reason          why and where Dynamo ended a graph
     torch._assert_async                          an index out of range is found on the device
@@ -31,7 +32,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -40,12 +41,19 @@ from torch._dynamo.utils import counters as torch_counters
 from torch._inductor.custom_graph_pass import CustomGraphPass as _CustomGraphPass
 from torch.fx import GraphModule
 
-below_autograd = torch._C._AutoDispatchBelowAutograd
 without_autocast = torch._C._DisableAutocast
+_views = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 OpOverload = torch._ops.OpOverload
 HigherOrderOperator = torch._ops.HigherOrderOperator
 CustomGraphPass = _CustomGraphPass
 assert_on_device = torch._assert_async
+
+
+@contextlib.contextmanager
+def below_autograd() -> Iterator[None]:
+    """No derivatives are recorded, and no views: what is made in here may be changed in place as a tensor of its own."""
+    with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_views):
+        yield
 
 
 def memory_of(tensor: torch.Tensor) -> int:
