@@ -363,55 +363,8 @@ SHARED Mat<T> matrix(const S* p, const Walk& i, const Walk& j, int64_t m, int64_
   return {copy, n, false};
 }
 
-// BLAS as libtorch exports it (Fortran: column-major, 32-bit integers).
-using sgemm_t = void (*)(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
-                         const float*, const int*, const float*, float*, const int*);
-using dgemm_t = void (*)(const char*, const char*, const int*, const int*, const int*, const double*, const double*,
-                         const int*, const double*, const int*, const double*, double*, const int*);
-using bgemm_t = void (*)(int, int, int, int, int, int, float, const uint16_t*, int, const uint16_t*, int, float, float*, int);
-struct Blas {
-  sgemm_t sgemm;
-  dgemm_t dgemm;
-  bgemm_t bgemm;      // cblas_gemm_bf16bf16f32
-};
-template <class T> INLINE int leading(const Mat<T>& a, int64_t rows, int64_t cols) {
-  int64_t least = a.t ? rows : cols;
-  return int(a.ld > least ? a.ld : least > 1 ? least : 1);
-}
-// The product where libtorch exports no GEMM.
-template <class S, class T> SHARED void plain(int64_t m, int64_t n, int64_t k, Mat<S> a, Mat<S> b, T beta, T* c, int64_t ldc) {
-  for (int64_t i = 0; i < m; ++i) {
-    T* __restrict to = c + i * ldc;
-    for (int64_t j = 0; j < n; ++j) to[j] = beta == T(0) ? T(0) : beta * to[j];
-    for (int64_t l = 0; l < k; ++l) {
-      const T x = a.p[a.t ? l * a.ld + i : i * a.ld + l];
-      if (b.t) for (int64_t j = 0; j < n; ++j) to[j] += x * b.p[j * b.ld + l];
-      else for (int64_t j = 0; j < n; ++j) to[j] += x * b.p[l * b.ld + j];
-    }
-  }
-}
-// c[m, n] (row-major, leading dimension ldc) = a[m, k] b[k, n] + beta c
-template <class T, class F>
-SHARED void gemm_(F* f, int64_t m, int64_t n, int64_t k, Mat<T> a, Mat<T> b, T beta, T* c, int64_t ldc) {
-  if (m <= 0 || n <= 0) return;
-  if (!f) return plain(m, n, k, a, b, beta, c, ldc);
-  const int M = int(m), N = int(n), K = int(k), la = leading(a, m, k), lb = leading(b, k, n), lc = int(ldc > 1 ? ldc : 1);
-  const T one = 1;
-  f(b.t ? "T" : "N", a.t ? "T" : "N", &N, &M, &K, &one, b.p, &lb, a.p, &la, &beta, c, &lc);
-}
-SHARED void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<float> a, Mat<float> b, float beta, float* c, int64_t ldc) {
-  gemm_(f.sgemm, m, n, k, a, b, beta, c, ldc);
-}
-SHARED void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<double> a, Mat<double> b, double beta, double* c, int64_t ldc) {
-  gemm_(f.dgemm, m, n, k, a, b, beta, c, ldc);
-}
-SHARED void gemm(const Blas& f, int64_t m, int64_t n, int64_t k, Mat<bf16> a, Mat<bf16> b, float beta, float* c, int64_t ldc) {
-  if (m <= 0 || n <= 0) return;
-  if (!f.bgemm || k == 0) return plain(m, n, k, a, b, beta, c, ldc);
-  const int row_major = 101, plain_ = 111, turned_ = 112, lc = int(ldc > n ? ldc : n);
-  f.bgemm(row_major, a.t ? turned_ : plain_, b.t ? turned_ : plain_, int(m), int(n), int(k), 1.f, reinterpret_cast<const uint16_t*>(a.p),
-          leading(a, m, k), reinterpret_cast<const uint16_t*>(b.p), leading(b, k, n), beta, c, lc);
-}
+#include "fuse_gemm.h"
+
 SHARED Mat<bf16> rounded(const Mat<float>& x, int64_t m, int64_t n, bf16* copy, int threads) {
   const Walk i{0, x.t ? 1 : x.ld, nullptr}, j{0, x.t ? x.ld : 1, nullptr};
   return matrix<bf16>(x.p, i, j, m, n, copy, threads);

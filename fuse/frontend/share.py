@@ -31,16 +31,16 @@ def share_axes(outputs: Outputs) -> Outputs:
 
 
 def _pairs(outputs: Outputs) -> Iterator[tuple[Axis, Axis]]:
-    """(old, new): two axes of one extent that walk alike through one dimension of one buffer; results' axes are kept."""
+    """(old, new): two axes of one extent that take the same steps from the same place in one dimension of one buffer, alone
+    or as one digit of several; results' axes are kept."""
     results = dict.fromkeys(a for o in outputs for t in o.terms for i in t.index for a in i.axes)
-    walks: dict[tuple[str, int, Size, Size], dict[Axis, None]] = {}
+    walks: dict[tuple[str, int, Size, Size, Size], dict[Axis, None]] = {}
     for node in topological(roots_of(outputs)):
         if node.op == "read":
             for dim, index in enumerate(node.args):
                 form = affine(index)
-                if form is not None and form.single is not None:
-                    walk = (node["buffer"].name, dim, form.single.extent, form.offset)
-                    walks.setdefault(walk, {})[form.single] = None
+                for axis, step in form.terms.items() if form is not None else ():
+                    walks.setdefault((node["buffer"].name, dim, form.offset, step, axis.extent), {})[axis] = None
     for axes in walks.values():
         ordered = sorted(axes, key=lambda a: a not in results)
         yield from ((old, new) for k, new in enumerate(ordered) for old in ordered[k + 1:])

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from fuse.ir.expr import Axis, Expr, rename_axes, topological
+from fuse.frontend.index import linear
+from fuse.ir.expr import Axis, Expr, rebuild, rename_axes, rewrite, topological
 from fuse.ir.program import Output, Term
 
 Outputs = tuple[Output, ...]
@@ -73,6 +74,11 @@ def renamed(outputs: Outputs, names: dict[str, Axis]) -> Outputs | None:
             own = {a.name for a in node.axes}
             if any(old in own and new.name in own for old, new in names.items()):
                 return None
-    fresh = iter(rename_axes(roots_of(outputs), names))
+    fresh = iter(rewrite(rename_axes(roots_of(outputs), names), _respelled))
     return tuple(replace(o, terms=tuple(Term(tuple(next(fresh) for _ in t.index), next(fresh)) for t in o.terms))
                  for o in outputs)
+
+
+def _respelled(node: Expr) -> Expr | None:
+    """A read whose indices are sums in the order of their axes' new names: equal reads must be one object."""
+    return rebuild(node, (linear(i).expr() for i in node.args)) if node.op == "read" else None
