@@ -107,6 +107,27 @@ INLINE float tanh_(float x) {
 }
 INLINE double tanh_(double x) { return std::tanh(x); }
 
+// An odd polynomial near zero, 1 - exp of a polynomial elsewhere; both are within one ulp.
+INLINE float erf_(float x) {
+  float a = __builtin_fabsf(x), z = x * x;
+  float p = -5.96761703e-4f;
+  p = __builtin_fmaf(p, z, 4.99119423e-3f);
+  p = __builtin_fmaf(p, z, -2.67681349e-2f);
+  p = __builtin_fmaf(p, z, 1.12819925e-1f);
+  p = __builtin_fmaf(p, z, -3.76125336e-1f);
+  p = __builtin_fmaf(p, z, 1.28379166e-1f);
+  float near = __builtin_fmaf(p, x, x);
+  float q = __builtin_fmaf(-1.72853470e-5f, a, 3.83197126e-4f);
+  q = __builtin_fmaf(q, z, __builtin_fmaf(-3.88396438e-3f, a, 2.42546219e-2f));
+  q = __builtin_fmaf(q, a, -1.06777877e-1f);
+  q = __builtin_fmaf(q, a, -6.34846687e-1f);
+  q = __builtin_fmaf(q, a, -1.28717512e-1f);
+  q = __builtin_fmaf(q, a, -a);
+  float far = __builtin_copysignf(1.f - exp_(q), x);
+  return a > 0.927734375f ? far : near;
+}
+INLINE double erf_(double x) { return std::erf(x); }
+
 // log(1 + x) = log(u) x / (u - 1) with u = fl(1 + x) (Kahan); expm1 likewise by (u - 1) x / log u.
 INLINE float log1p_(float x) {
   float u = 1.f + x, d = u - 1.f;

@@ -28,7 +28,7 @@ SPELLING: dict[str, Callable[..., str]] = {
     "neg": lambda a: f"(-{a})", "not": lambda a: f"(!{a})", "isnan": lambda a: f"({a} != {a})",
     "exp": call("exp_"), "log": call("log_"), "log1p": call("log1p_"), "expm1": call("expm1_"), "tanh": call("tanh_"),
     "sigmoid": call("sigmoid_"), "sqrt": call("std::sqrt"), "rsqrt": lambda a: f"(1 / std::sqrt({a}))", "abs": call("abs_"),
-    "sign": call("sign_"), "sin": call("std::sin"), "cos": call("std::cos"), "erf": call("std::erf"),
+    "sign": call("sign_"), "sin": call("std::sin"), "cos": call("std::cos"), "erf": call("erf_"),
     "floor": call("std::floor"), "pow": call("std::pow"), "maximum": call("max_"), "minimum": call("min_"),
     "floordiv": call("floordiv_"), "mod": call("mod_"),
     "add": infix("+"), "sub": infix("-"), "mul": infix("*"), "div": infix("/"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fuse.ir.align import align, aligner, expand
 from fuse.ir.expr import Axis, Expr
-from fuse.ir.index import Affine, affine
+from fuse.ir.index import ZERO, Affine, affine
 from fuse.ir.ops import union
 from fuse.ir.program import Output, Term
 from fuse.ir.size import Size, product
@@ -159,24 +159,73 @@ def _digits(form: Affine) -> tuple[Axis, ...] | None:
     return tuple(found)
 
 
-def _boxed(term: Term, shape: tuple[Size, ...], ev: Evaluator) -> Tensor | None:
-    """The term alone, zero elsewhere, if its index walks through a box: plain torch operations on any kind of tensor."""
-    found = box(term.index, shape)
-    axes = tuple(axis for inside, _ in found for axis in inside) if found is not None else ()
-    if found is None or not set(term.value.axes) <= set(axes):
+def _content(term: Term, found: Box, ev: Evaluator) -> Tensor | None:
+    """The term's value with one dimension for each of the box, or None if it varies along an axis that the box lacks."""
+    axes = tuple(axis for inside, _ in found for axis in inside)
+    if not set(term.value.axes) <= set(axes):
         return None
     x = expand(ev.value(term.value), term.value.axes, axes, [ev.count(a) for a in axes])
     if any(len(inside) != 1 for inside, _ in found):
-        x = x.reshape([ev.extent(product(a.extent for a in inside)) for inside, _ in found])
+        x = x.reshape([ev.extent(extent) for extent in _extents(found)])
+    return x
+
+
+def _extents(found: Box) -> list[Size]:
+    return [product(a.extent for a in inside) for inside, _ in found]
+
+
+def _boxed(term: Term, shape: tuple[Size, ...], ev: Evaluator) -> Tensor | None:
+    """The term alone, zero elsewhere, if its index walks through a box: plain torch operations on any kind of tensor."""
+    found = box(term.index, shape)
+    x = _content(term, found, ev) if found is not None else None
+    if found is None or x is None:
+        return None
     around: list[int] = []
-    for (inside, offset), extent in zip(found, shape, strict=True):
-        after = extent - offset - product(a.extent for a in inside)
-        around[:0] = [ev.extent(offset), ev.extent(after)]    # torch's pad takes the last dimension first
+    for (_, offset), inside, extent in zip(found, _extents(found), shape, strict=True):
+        around[:0] = [ev.extent(offset), ev.extent(extent - offset - inside)]    # torch's pad takes the last dimension first
     return torch.nn.functional.pad(x, around) if any(type(n) is not int or n for n in around) else x
+
+
+@lru_cache(maxsize=4096)
+def side_by_side(indices: tuple[tuple[Expr, ...], ...], shape: tuple[Size, ...]) -> tuple[int, tuple[int, ...]] | None:
+    """(dimension, order) in which boxes follow one another along one dimension and fill the shape together."""
+    boxes = [found for index in indices if (found := box(index, shape)) is not None]
+    if len(boxes) < max(len(indices), 2):
+        return None
+    split = [d for d, extent in enumerate(shape) if any(_extents(found)[d] != extent for found in boxes)]
+    if len(split) != 1:
+        return None
+    (dim,), order, end = split, list[int](), ZERO
+    while len(order) < len(boxes):
+        following = [k for k, found in enumerate(boxes) if k not in order and found[dim][1] == end]
+        if len(following) != 1:
+            return None
+        order += following
+        end = end + _extents(boxes[following[0]])[dim]
+    return (dim, tuple(order)) if end == shape[dim] else None
+
+
+def _joined(output: Output, ev: Evaluator) -> Tensor | None:
+    """Terms that lie side by side: nothing is added, nor padded with zeros."""
+    shape = output.buffer.shape
+    found = side_by_side(tuple(t.index for t in output.terms), shape)
+    if found is None:
+        return None
+    parts = []
+    for k in found[1]:
+        place = box(output.terms[k].index, shape)
+        part = _content(output.terms[k], place, ev) if place is not None else None
+        if part is None:
+            return None
+        parts.append(part.to(ev.dtype(output.buffer.dtype)))
+    return torch.cat(parts, dim=found[0])
 
 
 def assemble(output: Output, ev: Evaluator) -> Tensor:
     """An output: `out[index] += value` for each term, from zero. Out-of-range positions contribute nothing."""
+    joined = _joined(output, ev)
+    if joined is not None:
+        return joined
     shape, dtype = [ev.extent(s) for s in output.buffer.shape], ev.dtype(output.buffer.dtype)
     wide = {torch.bfloat16: torch.float32, torch.float16: torch.float32}.get(dtype, dtype)
     out: Tensor | None = None

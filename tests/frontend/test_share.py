@@ -1,6 +1,7 @@
 """Reductions along one dimension of one buffer share their axis; the two positions of a Gram matrix do not."""
 from __future__ import annotations
 
+from fuse.frontend.index import linear
 from fuse.frontend.share import share_axes
 from fuse.ir.expr import Axis, Buffer, Expr, iota, read, sum_
 from fuse.ir.program import Output, Term
@@ -43,3 +44,32 @@ def test_another_place_is_another_axis() -> None:
     d = Axis("d", N)
     value = read(X, iota(i), iota(d)) * sum_(read(X, iota(r) + 1, iota(d)), r)
     assert share_axes(output(value, i, d))[0].terms[0].value is value
+
+
+PACKED = Buffer("p", "float32", (N, Size.of(36)))
+
+
+def test_digits_of_a_packed_dimension_are_shared() -> None:
+    """Heads beside one another: p[i, 6 h + d] for a fixed h."""
+    i, h, d, r, e = axes("i", "h", "d", "r", "e")
+    value = read(PACKED, iota(i), iota(h) * 6 + iota(d)) * sum_(read(PACKED, iota(r), iota(e) + iota(h) * 6), r, e)
+    (shared,) = share_axes(output(value, i, h, d))
+    first = read(PACKED, iota(i), iota(d) + iota(h) * 6)
+    assert shared.terms[0].value is first * sum_(first, i, d)
+
+
+def test_another_step_or_offset_in_a_packed_dimension_is_another_axis() -> None:
+    i, d, r, e = axes("i", "d", "r", "e")
+    for index in (iota(e) * 6, iota(e) + 6):
+        value = read(PACKED, iota(i), iota(d)) * sum_(read(PACKED, iota(i), index), e)
+        assert share_axes(output(value, i, d))[0].terms[0].value is value
+
+
+def test_equal_digits_are_one_read_whatever_their_names() -> None:
+    """Sums of indices are in the order of their axes' names, which renaming changes."""
+    i, h = axes("i", "h")
+    a, z = axes("a", "z")
+    one, other = (sum_(read(PACKED, iota(i), linear(x).expr()), r)
+                  for x, r in ((iota(a) + iota(h) * 6, a), (iota(h) * 6 + iota(z), z)))
+    (shared,) = share_axes(output(one * other, i, h))
+    assert shared.terms[0].value.args[0] is shared.terms[0].value.args[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fuse.ir.access import box, evaluate_output
+from fuse.ir.access import box, evaluate_output, side_by_side
 from fuse.ir.expr import Axis, Buffer, const, iota, make, read
 from fuse.ir.program import Output, Term
 from fuse.ir.size import Size
@@ -66,4 +66,41 @@ def test_a_packed_dimension_is_filled_digit_by_digit():
     output = Output(Buffer("out", "float32", (Size.of("T"), Size.of(36))), (Term((iota(T), PACKED + 12), value),))
     want = torch.zeros(7, 36)
     want[:6, 12:24] = x.permute(1, 0, 2).flatten(1)
+    torch.testing.assert_close(evaluate_output(output, {"x": x}, {"T": 7}), want)
+
+
+def packed(*offsets: int) -> Output:
+    """Rows of [H, D] at each offset of a packed dimension of 36."""
+    value = read(Buffer("x", "float32", (H.extent, T.extent, D.extent)), H, T, D)
+    terms = tuple(Term((iota(T), PACKED + n), value) for n in offsets)
+    return Output(Buffer("out", "float32", (T.extent, Size.of(36))), terms)
+
+
+@pytest.mark.parametrize("offsets, order", [
+    ((24, 0, 12), (1, 2, 0)),      # any order
+    ((0, 12), None),               # a gap at the end
+    ((0, 24), None),               # one in between
+    ((0, 12, 12), None),           # two at one place
+    ((0, 12, 24, 6), None),        # overlapping
+    ((0,), None),
+])
+def test_terms_side_by_side_are_joined(offsets, order):
+    output = packed(*offsets)
+    found = side_by_side(tuple(t.index for t in output.terms), output.buffer.shape)
+    assert found == (None if order is None else (1, order))
+    x, want = torch.randn(3, 6, 4), torch.zeros(6, 36)
+    for n in offsets:
+        want[:, n:n + 12] += x.permute(1, 0, 2).flatten(1)
+    torch.testing.assert_close(evaluate_output(output, {"x": x}, {"T": 7}), want)
+
+
+def test_terms_of_unequal_heights_are_not_joined():
+    """Both dimensions are cut: no single cat makes the shape."""
+    value = read(Buffer("x", "float32", (T.extent, D.extent)), T, D)
+    indices = ((iota(T), iota(D)), (iota(T) + 2, iota(D) + 4))
+    assert side_by_side(indices, (T.extent + 2, Size.of(8))) is None
+    output = Output(Buffer("out", "float32", (T.extent + 2, Size.of(8))), tuple(Term(i, value) for i in indices))
+    x, want = torch.randn(6, 4), torch.zeros(8, 8)
+    want[:6, :4] += x
+    want[2:, 4:] += x
     torch.testing.assert_close(evaluate_output(output, {"x": x}, {"T": 7}), want)
