@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fuse.ir.access import box
 from fuse.ir.expr import Axis, Expr, cast, const, make, rebuild, topological, where
 from fuse.ir.program import Carry, Emit, Kind, Output, Program, Region, Step, Term, carry_part, stored
 from fuse.passes.merge import Group, Member
@@ -214,10 +215,11 @@ def _storage(program: Program, home: Mapping[Expr, object]) -> dict[Expr, str]:
 
 
 def _layouts(program: Program) -> dict[Expr, tuple[Axis, ...]]:
-    """For values that are an output as they are: their axes in its order, so that storing them is the output."""
+    """For values that are an output as they are, or a box of it: their axes in its order, so that storing them places them."""
     found: dict[Expr, tuple[Axis, ...]] = {}
-    for term in (t for o in program.outputs for t in o.terms):
-        axes = tuple(i["axis"] for i in term.index if i.op == "iota")
+    for output, term in ((o, t) for o in program.outputs for t in o.terms):
+        place = box(term.index, output.buffer.shape)
+        axes = tuple(a for digits, _ in place for a in digits) if place is not None else ()
         if sorted(a.name for a in axes) == sorted(a.name for a in term.value.axes):
             found.setdefault(term.value, axes)
     return found
