@@ -145,7 +145,7 @@ class Shadow:
             part = whole[arguments[1]] if isinstance(whole, (tuple, list)) else None
             if part is None or not isinstance(part, Value):
                 return self._opaque(node, tensor, "UNSUPPORTED_OP") if isinstance(tensor, torch.Tensor) else part
-            return self._restamp(part, node)
+            return self._opaque(node, tensor, part.opaque) if part.op is None else self._restamp(part, node)
         if not has_tensor(tensor) and not mutated_arguments(node):
             return constant(tensor)
         try:
