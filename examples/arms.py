@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -159,6 +159,21 @@ def print_results(results: dict[str, Result]) -> None:
             print(f"What fuse did with the step:\n{result.report}")
 
 
+def conclude(found: dict[str, Result | None], bound: float, options: argparse.Namespace) -> int:
+    """Prints the arms, writes them to `options.json`, and returns the exit code: 1 if an arm failed or if the losses of two
+    are more than `bound` apart."""
+    results = {arm: result for arm, result in found.items() if result is not None}
+    apart = 0.0
+    if results:
+        print_results(results)
+        apart = max(difference(result, next(iter(results.values()))) for result in results.values())
+        print(f"the losses are {'at most' if apart <= bound else 'MORE THAN'} {bound:g} apart")
+    if options.json:
+        arms = {arm: asdict(result) for arm, result in results.items()}
+        options.json.write_text(json.dumps({"settings": settings(options), "torch": torch.__version__, "arms": arms}, indent=1))
+    return 0 if len(results) == len(found) and apart <= bound else 1
+
+
 def arm_names(text: str) -> list[str]:
     names = text.split(",")
     if unknown := set(names) - set(ARMS):
@@ -166,11 +181,12 @@ def arm_names(text: str) -> list[str]:
     return names
 
 
-def add_arguments(parser: argparse.ArgumentParser, sizes: dict[str, int]) -> None:
+def add_arguments(parser: argparse.ArgumentParser, sizes: dict[str, int],
+                  dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> None:
     """What every comparison lets the user choose, and the sizes of this one with their defaults."""
     parser.add_argument("--arms", type=arm_names, default=list(ARMS), help="comma-separated (default: all three)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write every loss and time to this file")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of AdamW (default %(default)s)")
     for name, value in sizes.items():
