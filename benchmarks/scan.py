@@ -137,7 +137,7 @@ def measured(name: str, a: argparse.Namespace) -> dict[str, Any]:
         if a.exact:
             steps["forward+backward"][arm]["errors"] = [float(f"{(g.double() - w).abs().max() / w.abs().max():.1e}")
                                                         for g, w in zip(both(f, args, cotangent), want, strict=True)]
-    return {**record, "steps": steps}
+    return {**record, "repeat": a.repeat, "steps": steps}
 
 
 def show(name: str, record: dict[str, Any]) -> None:
@@ -163,8 +163,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     old = json.loads(a.json.read_text())["rows"] if a.json and a.json.exists() else {}
-    record: dict[str, Any] = {"benchmark": "scan", "dtype": "float32", "device": a.device, "threads": a.threads,
-                              "repeat": a.repeat, "rows": old}
+    record: dict[str, Any] = {"benchmark": "scan", "dtype": "float32", "device": a.device, "threads": a.threads, "rows": old}
     with tempfile.TemporaryDirectory() as caches:
         os.environ.update(FUSE_CACHE_DIR=f"{caches}/fuse", TORCHINDUCTOR_CACHE_DIR=f"{caches}/inductor")
         for name in a.rows:

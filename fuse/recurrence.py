@@ -36,7 +36,8 @@ def scan(a: Tensor, b: Tensor, initial: Tensor | None = None, *, dim: int, rever
         initial = initial.to(state)
     if b.shape[dim] == 0:
         return (a * b).to(out), like.new_zeros(like.shape, dtype=state) if initial is None else initial.clone()
-    a = a.reshape((1,) * (b.dim() - a.dim()) + a.shape)
+    if a.dim() < b.dim():
+        a = a.reshape((1,) * (b.dim() - a.dim()) + a.shape)
     states, final = torch.ops.fuse.scan(a, b, initial, dim, reverse, STAMP)
     return states, final
 
