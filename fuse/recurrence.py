@@ -24,9 +24,8 @@ def scan(a: Tensor, b: Tensor, initial: Tensor | None = None, *, dim: int, rever
     `initial` and `final` are float32 then, so that a sequence may be continued. Otherwise `initial` is of the type of the
     states or narrower.
 
-    Nothing is stored but what is returned: forward and backward are one walk each. Where there is no kernel for a device
-    the walk runs tile by tile in plain torch. Inside torch.compile the call is one op that any backend takes;
-    backend="fuse" walks it together with what its states are made of and reduced to.
+    Forward and backward are one walk each. Where there is no kernel for a device
+    the walk runs tile by tile in plain torch. Inside torch.compile the call is one op that any backend takes.
 
     Raises TypeError for element types, ValueError for shapes and devices, IndexError for `dim`.
     """

@@ -1,4 +1,4 @@
-"""Calls of fuse.scan: they say themselves what they are, so that what surrounds them joins their walk.
+"""Calls of fuse.scan: they say themselves what they are.
 
     states, final = fuse::scan(a, b, initial, dim, reverse, stamp)
 """
