@@ -25,7 +25,7 @@ def run_walk(bound: Bound, function: Any) -> dict[str, Tensor]:
         dtype = getattr(torch, state.dtype if state else slot.dtype)
         outputs[slot.name] = torch.empty(shape, dtype=dtype, device=bound.device)
         bound.place(slot.name, slot.name, outputs[slot.name], axes)
-    for places, buffers in ((-(-bound.cols // span), kernel.entries), (span + 1, kernel.kept)):
+    for places, buffers in ((-(-bound.cols // span), kernel.entries), (span + 1, kernel.kept), (1, kernel.parked)):
         for name, value in buffers:
             count = tiles * bound.batch * places * elements(bound, value)
             bound.tensors[name] = torch.empty(count, dtype=getattr(torch, value.dtype), device=bound.device)

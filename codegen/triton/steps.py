@@ -174,19 +174,23 @@ class Steps(Tiles):
 
     def entered(self, value: Value) -> str:
         """The place of that state."""
-        return "end - first" if self.scans[value.id][0].reverse else "0"
+        return "end - first" if self.scans[value.id][0].reverse else ""
 
     def kept(self, value: Value, slot: str) -> str:
         memory = self.arguments(f"h_{self.scans[value.id][1]}", "part", f"h_{self.scans[value.id][1]}")
-        return self.in_memory(memory, f"far(pid, span + 1) + {slot}", value.dims)
+        return self.in_memory(memory, f"far(pid, span + 1){f' + {slot}' if slot else ''}", value.dims)
 
     def entry(self, value: Value) -> str:
         """Where the state with which the scan enters the present tile is kept."""
         memory = self.arguments(f"e_{self.scans[value.id][1]}", "part", f"e_{self.scans[value.id][1]}")
         return self.in_memory(memory, "far(pid, spans) + tile", value.dims)
 
+    def parked(self, name: str, value: Value) -> str:
+        """Where a variable of the walk waits."""
+        return self.in_memory(self.arguments(f"w_{name}", "part", f"w_{name}"), "far(pid, 1)", value.dims)
+
     def in_memory(self, memory: str, number: str, dims: Order) -> str:
-        at = f"({' * '.join([f'({number})', *self.sizes(dims)])})"
+        at = " * ".join([f"({number})" if " + " in number and dims else number, *self.sizes(dims)])
         return f"{memory} + {at}{f' + ({self.flat(dims)})' if dims else ''}"
 
     def read_back(self, value: Value, by: int) -> str:

@@ -10,8 +10,9 @@ Where scans run against the walk their states are needed before it gets there. T
       for each column, the other way                those scans again, from what was kept; write their values down
       for each column                               all else, which reads them back
 
-With tiles of sqrt(columns) that is 2 sqrt(columns) states of memory and one more pass over the inputs. A sum over the
-lanes leaves one part per tile of lanes.
+With tiles of sqrt(columns) that is 2 sqrt(columns) states of memory and one more pass over the inputs. While scans run
+against the walk the walk's own states wait in memory: registers hold one direction at a time. A sum over the lanes leaves
+one part per tile of lanes.
 """
 from __future__ import annotations
 
@@ -47,11 +48,12 @@ BARRIER = "tl.debug_barrier()"      # what some threads of a program have writte
 
 @dataclass(frozen=True)
 class Walk(Sweep):
-    """`entries`: buffers of one tile per tile of columns, `kept`: of one per column of such a tile; what a tile holds.
-    `tiled`: outputs of which each tile of lanes leaves a part."""
+    """`entries`: buffers of one tile per tile of columns, `kept`: of one per column of such a tile, `parked`: of one; what a
+    tile holds. `tiled`: outputs of which each tile of lanes leaves a part."""
 
     entries: tuple[tuple[str, Value], ...]
     kept: tuple[tuple[str, Value], ...]
+    parked: tuple[tuple[str, Value], ...]
     tiled: tuple[tuple[str, State], ...]
 
 
@@ -79,6 +81,7 @@ class _Walk(Frame):
         self.against = [s for s in self.program.rehearsal if isinstance(s, Scan)]
         self.tiled: list[tuple[str, State]] = []
         self.entries: dict[str, Value] = {}
+        self.carried: dict[str, Value] = {}      # variables of the walk and what they hold
         self.loops = Block(1)
 
     def result(self, name: str) -> Walk:
@@ -88,11 +91,14 @@ class _Walk(Frame):
         else:
             with self.columns(self.loops, "0", "col_end", self.program.reverse) as body:
                 self.body(body)
+            for variable, value in self.carried.items():
+                self.steps.prologue.add(f"{variable} = {self.steps.zeros(value.dims, value.dtype)}")
         lines = [*self.steps.prologue.lines, *self.loops.lines, *self.after.lines]
         made = self.source(name, lines)
         kept = {f"h_{self.steps.scans[i][1]}": v for i, v in self.steps.held.items()}
+        parked = tuple((f"w_{variable}", value) for variable, value in self.carried.items()) if self.against else ()
         return Walk(made.name, made.text, made.arguments, made.constants, self.program, (), (), None,
-                    tuple(self.entries.items()), tuple(kept.items()), tuple(self.tiled))
+                    tuple(self.entries.items()), tuple(kept.items()), parked, tuple(self.tiled))
 
     # ---- loops ------------------------------------------------------------------------------------------------------
 
@@ -111,8 +117,7 @@ class _Walk(Frame):
         outer.lines += head.lines + loop.lines
 
     def stretch(self, reverse: bool) -> Block:
-        """A loop over the tiles of columns."""
-        self.loops.add("for step in range(0, spans):")
+        """The body of a loop over the tiles of columns."""
         loop = self.loops.inner()
         loop.add(f"tile = {'spans - 1 - step' if reverse else 'step'}")
         loop.add("first = tile * span")
@@ -136,23 +141,35 @@ class _Walk(Frame):
                 t.emit(s.out)
         if dict(t.held) != needed:
             raise refuse("a rehearsal of scans that run both ways")
-        self.start(self.against, t.prologue, "_ahead")
+        for value, state in (part for s in self.against for part in states_of(s)):
+            t.prologue.add(f"{state}_ahead = {t.zeros(value.dims, value.dtype)}")
         first = self.stretch(not reverse)
         entered = [part for s in repeated for part in states_of(s)]
         for value, state in entered:
             self.entries[f"e_{state}"] = value
             first.add(f"tl.store({t.entry(value)}, {state}_ahead)")
+        self.loops.add("for step in range(0, spans):")
         self.loops.lines += first.lines + ahead.lines
+        for name, value in self.carried.items():
+            self.loops.add(f"tl.store({t.parked(name, value)}, {t.zeros(value.dims, value.dtype)})")
         self.loops.add(BARRIER)
         second = self.stretch(reverse)
         for value, state in entered:
             second.add(f"{state}_again = tl.load({t.entry(value)})")
             if value.id in needed:
                 second.add(f"tl.store({t.kept(value, t.entered(value))}, {state}_again)")
-        for lines in (again, body):
-            second.lines += lines.lines
-            second.add(BARRIER)
+        second.lines += again.lines
+        second.add(BARRIER)
+        for name, value in self.carried.items():
+            second.add(f"{name} = tl.load({t.parked(name, value)})")
+        second.lines += body.lines
+        for name, value in self.carried.items():
+            second.add(f"tl.store({t.parked(name, value)}, {name})")
+        second.add(BARRIER)
+        self.loops.add("for step in range(0, spans):")
         self.loops.lines += second.lines
+        for name in (s.name for s in self.program.states if s.name in self.carried):
+            self.loops.add(f"{name} = tl.load({t.parked(name, self.carried[name])})")
         self.finish(self.against, "_ahead")
 
     # ---- what the walk does -----------------------------------------------------------------------------------------
@@ -177,7 +194,7 @@ class _Walk(Frame):
         for scan in own:
             t.emit(scan.out)
         self.hand_on(loop)
-        self.start(own, t.prologue)
+        self.carried.update((state, value) for s in own for value, state in states_of(s))
         self.finish(own)
 
     def hand_on(self, loop: Block) -> None:
@@ -186,14 +203,9 @@ class _Walk(Frame):
         while len(new) < len(t.handed):
             for shift in list(t.handed.values()):
                 new[f"p{shift.out.id}"] = t.operand(shift.x, shift.out.dims)
-        for shift in t.handed.values():
-            name = f"p{shift.out.id}"
-            loop.add(f"{name} = {new[name]}")
-            t.prologue.add(f"{name} = {t.zeros(shift.out.dims, shift.out.dtype)}")
-
-    def start(self, scans: Sequence[Scan], block: Block, suffix: str = "") -> None:
-        for value, state in (part for s in scans for part in states_of(s)):
-            block.add(f"{state}{suffix} = {self.steps.zeros(value.dims, value.dtype)}")
+        if new:
+            loop.add(f"{', '.join(new)} = {', '.join(new.values())}")
+        self.carried.update((f"p{shift.out.id}", shift.out) for shift in t.handed.values())
 
     def finish(self, scans: Sequence[Scan], suffix: str = "") -> None:
         """The last states, where they are outputs."""
@@ -215,7 +227,7 @@ class _Walk(Frame):
         kept, block, text = tuple(d for d in order if d not in u.over), loop, t.boxed(u.value, order)
         if "col" in u.over:
             loop.add(f"{u.state} += {text}")
-            t.prologue.add(f"{u.state} = {t.zeros(order, part.dtype)}")
+            self.carried[u.state] = Value(-1, order, part.dtype)
             text, block = u.state, self.after
         elif u.value.dims != order:
             text = f"tl.broadcast_to({text}, [{', '.join(t.sizes(order))}])"

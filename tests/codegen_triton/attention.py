@@ -9,7 +9,7 @@ from tests.plain import without_inductor  # noqa: F401 (fixture)
 from tests.test_attention import RIGHT, arguments, judge
 
 TILE = {"row": 16, "col": 16, "deep": 16}
-QUICK = ("grouped_queries", "softcapped", "learned_bias")
+QUICK = ("grouped_queries", "softcapped", "learned_bias", "causal_linear_by_products")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in RIGHT])

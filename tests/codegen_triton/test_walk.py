@@ -79,8 +79,9 @@ def test_states_take_memory_as_the_root_of_the_length():
     assert [name for name, _ in kernel.entries] == ["e_c2"] and [name for name, _ in kernel.kept] == ["h_c2"]
     state = 2 * 4 * 4                    # batch, padded lanes, width
     assert tensors["e_c2"].numel() == 64 * state and tensors["h_c2"].numel() == 65 * state
+    assert all(tensors[name].numel() == state for name, _ in kernel.parked)
     kernel, _ = run(regions("selective scan")[0], sizes)
-    assert not kernel.entries and not kernel.kept
+    assert not kernel.entries and not kernel.kept and not kernel.parked
 
 
 # ---- schedules ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ def walk0(
     row_end, col_end, span, y5, n3, x5, s5_i0, s5_i1, s5_i3, x2, s2_i0, s2_i1, s2_i2, x3, s3_i0, s3_i1, s3_i3, y5_i0,
     y5_i1, y5_i2, y6, x1, s1_i0, s1_i1, s1_i2, x0, s0_i2, s0_i3, h_c2, y6_i0, y6_i1, y6_i2, y0, y0_i0, y0_i2, y0_i3,
     x4, s4_i0, s4_i1, s4_i2, y3, y3_part, y3_i0, y3_i1, y3_i3, y4, y4_part, y4_i0, y4_i1, y4_i3, y1, y1_i0, y1_i2,
-    y1_i3, e_c2, y2, y2_i0, y2_i2, y2_i3, R: tl.constexpr, EVEN_R: tl.constexpr, INDEX: tl.constexpr,
+    y1_i3, e_c2, w_c0, w_p5, w_c1, y2, y2_i0, y2_i2, y2_i3, R: tl.constexpr, EVEN_R: tl.constexpr, INDEX: tl.constexpr,
     STAGES: tl.constexpr, F3: tl.constexpr, EVEN_F3: tl.constexpr,
 ):
     pid = tl.program_id(0)
@@ -26,15 +26,12 @@ def walk0(
     f3 = tl.arange(0, F3).to(INDEX)
     f3_ok = (f3 < n3) | EVEN_F3
     t8 = tl.load(x0 + far(row_0, s0_i2) + ((r * s0_i2)[:, None] + (f3 * s0_i3)[None, :]), mask=row_ok[:, None] & f3_ok[None, :], other=0)
-    c0 = tl.full([R, F3], 0.0, tl.float32)
-    p5 = tl.full([R, F3], 0.0, tl.float32)
-    c1 = tl.full([R, F3], 0.0, tl.float32)
     c2_ahead = tl.full([R, F3], 0.0, tl.float32)
     for step in range(0, spans):
         tile = step
         first = tile * span
         end = tl.minimum(first + span, col_end)
-        tl.store(e_c2 + ((far(pid, spans) + tile) * R * F3) + (r[:, None] * F3 + f3[None, :]), c2_ahead)
+        tl.store(e_c2 + (far(pid, spans) + tile) * R * F3 + (r[:, None] * F3 + f3[None, :]), c2_ahead)
         for step in tl.range(first, end, num_stages=STAGES):
             column = step
             t31 = tl.load(x1 + far(batch, s1_i0) + far(column, s1_i1) + far(row_0, s1_i2) + (r * s1_i2), mask=row_ok, other=0)
@@ -47,13 +44,16 @@ def walk0(
             t38 = t37 * t31[:, None]
             h15 = t34 * c2_ahead + t38
             c2_ahead = h15
+    tl.store(w_c0 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), tl.full([R, F3], 0.0, tl.float32))
+    tl.store(w_p5 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), tl.full([R, F3], 0.0, tl.float32))
+    tl.store(w_c1 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), tl.full([R, F3], 0.0, tl.float32))
     tl.debug_barrier()
     for step in range(0, spans):
         tile = spans - 1 - step
         first = tile * span
         end = tl.minimum(first + span, col_end)
-        c2_again = tl.load(e_c2 + ((far(pid, spans) + tile) * R * F3) + (r[:, None] * F3 + f3[None, :]))
-        tl.store(h_c2 + ((far(pid, span + 1) + 0) * R * F3) + (r[:, None] * F3 + f3[None, :]), c2_again)
+        c2_again = tl.load(e_c2 + (far(pid, spans) + tile) * R * F3 + (r[:, None] * F3 + f3[None, :]))
+        tl.store(h_c2 + (far(pid, span + 1)) * R * F3 + (r[:, None] * F3 + f3[None, :]), c2_again)
         for step in tl.range(first, end, num_stages=STAGES):
             column = step
             t23 = tl.load(x1 + far(batch, s1_i0) + far(column, s1_i1) + far(row_0, s1_i2) + (r * s1_i2), mask=row_ok, other=0)
@@ -66,8 +66,11 @@ def walk0(
             t30 = t29 * t23[:, None]
             h15 = t26 * c2_again + t30
             c2_again = h15
-            tl.store(h_c2 + ((far(pid, span + 1) + column - first + 1) * R * F3) + (r[:, None] * F3 + f3[None, :]), h15)
+            tl.store(h_c2 + (far(pid, span + 1) + column - first + 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), h15)
         tl.debug_barrier()
+        c0 = tl.load(w_c0 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
+        p5 = tl.load(w_p5 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
+        c1 = tl.load(w_c1 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
         for step in tl.range(first, end, num_stages=STAGES):
             column = first + end - 1 - step
             t1 = tl.load(x5 + far(batch, s5_i0) + far(column, s5_i1) + (f3 * s5_i3), mask=f3_ok, other=0)
@@ -84,7 +87,7 @@ def walk0(
             t10 = -t9
             t11 = tl.exp2(t10 * 1.4426950408889634)
             t12 = t11 * h9
-            t13 = tl.load(h_c2 + ((far(pid, span + 1) + column - first) * R * F3) + (r[:, None] * F3 + f3[None, :]))
+            t13 = tl.load(h_c2 + (far(pid, span + 1) + column - first) * R * F3 + (r[:, None] * F3 + f3[None, :]))
             t14 = t12 * t13
             t15 = t14 * t8
             t16 = tl.sum(tl.where(f3_ok[None, :], t15, 0.0), 1)
@@ -95,11 +98,16 @@ def walk0(
             t19 = t18[:, None] * h9
             t20 = t19 * t7[:, None]
             tl.store(y3 + far(part, y3_part) + far(batch, y3_i0) + far(column, y3_i1) + (f3 * y3_i3), tl.sum(tl.where(row_ok[:, None], t20, 0.0), 0), mask=f3_ok)
-            t21 = tl.load(h_c2 + ((far(pid, span + 1) + column - first + 1) * R * F3) + (r[:, None] * F3 + f3[None, :]))
+            t21 = tl.load(h_c2 + (far(pid, span + 1) + column - first + 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
             t22 = t2[:, None] * t21
             tl.store(y4 + far(part, y4_part) + far(batch, y4_i0) + far(column, y4_i1) + (f3 * y4_i3), tl.sum(tl.where(row_ok[:, None], t22, 0.0), 0), mask=f3_ok)
             p5 = t11
+        tl.store(w_c0 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), c0)
+        tl.store(w_p5 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), p5)
+        tl.store(w_c1 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), c1)
         tl.debug_barrier()
+    c0 = tl.load(w_c0 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
+    c1 = tl.load(w_c1 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
     tl.store(y0 + far(batch, y0_i0) + far(row_0, y0_i2) + ((r * y0_i2)[:, None] + (f3 * y0_i3)[None, :]), c0, mask=row_ok[:, None] & f3_ok[None, :])
     tl.store(y1 + far(batch, y1_i0) + far(row_0, y1_i2) + ((r * y1_i2)[:, None] + (f3 * y1_i3)[None, :]), c1, mask=row_ok[:, None] & f3_ok[None, :])
     tl.store(y2 + far(batch, y2_i0) + far(row_0, y2_i2) + ((r * y2_i2)[:, None] + (f3 * y2_i3)[None, :]), c2_ahead, mask=row_ok[:, None] & f3_ok[None, :])
