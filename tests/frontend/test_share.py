@@ -59,7 +59,7 @@ def test_digits_of_a_packed_dimension_are_shared() -> None:
 
 
 def test_another_step_or_offset_in_a_packed_dimension_is_another_axis() -> None:
-    i, d, r, e = axes("i", "d", "r", "e")
+    i, d, e = axes("i", "d", "e")
     for index in (iota(e) * 6, iota(e) + 6):
         value = read(PACKED, iota(i), iota(d)) * sum_(read(PACKED, iota(i), index), e)
         assert share_axes(output(value, i, d))[0].terms[0].value is value
