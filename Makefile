@@ -1,6 +1,8 @@
 # Every target sets itself up: a virtual environment in .venv, made again only when what it depends on has changed.
 #   make demo    train a small language model three ways and compare      (DEMO="--steps 20 --arms eager,fuse")
 #   make flowformer  the same for linear attention                        (FLOWFORMER="--tasks digits --steps 20")
+#   make s4d     the same for a state-space model through FFTs            (S4D="--pixels 64 --arms eager,fuse")
+#   make mamba   the same for transformers' Mamba                         (MAMBA="--seq 512 --arms eager,fuse")
 #   make test    the test suite                                           (TESTS="tests/test_packaging.py -x")
 #   make slow    the long sweeps
 #   make check   ruff and mypy
@@ -11,13 +13,19 @@ JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo flowformer test slow check clean
+.PHONY: demo flowformer s4d mamba test slow check clean
 
 demo: $(READY)
 	$(BIN)/python examples/train_lm.py $(DEMO)
 
 flowformer: $(READY)
 	$(BIN)/python examples/flowformer.py $(FLOWFORMER)
+
+s4d: $(READY)
+	$(BIN)/python examples/s4d.py $(S4D)
+
+mamba: $(READY)
+	$(BIN)/python examples/mamba.py $(MAMBA)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
