@@ -15,17 +15,15 @@
     states with scope "grid": `Update` accumulates in memory over all tiles; cast to `storage` once at the very end
 
 A region with scans is a walk (`walk`): "row" holds at most one axis, the lanes; the column tiles are visited in order, from
-the last one if `reverse`, and carry the state of each `Scan` along. A scan that runs the other way needs its states
-before the walk gets there: `rehearsal` is what a first pass over the tiles, the other way, computes for them; with the state
-in which a scan enters each tile kept, the body has its values again.
+the last if `reverse`, and carry the state of each `Scan`. A scan the other way needs its states before the walk gets there:
+`rehearsal` is computed in a first pass, the other way, which keeps the state in which the scan enters each tile.
 
 Names are canonical: axes are i0, i1, ..., input buffers x0, x1, ..., states c0, ..., stores y0, ... in order of first
 visit, so that regions which differ in names only give the same text. Sizes are never text: an axis's extent, a `Param`
 and every stride are arguments of the kernel (`codegen.launch`).
 
 A dim is a str: "row", "col", or the name of a free axis (a carry's width, or the contraction axis of an inner dot).
-`Value.dims` is always ordered row, col, then free axes by number. Values broadcast by dim name. An operand may lack
-dims: whatever consumes it broadcasts.
+`Value.dims` is ordered row, col, then free axes by number. Values broadcast by dim name, whatever dims they lack.
 """
 from __future__ import annotations
 
@@ -172,8 +170,7 @@ class Staged:
 class Scan:
     """out[t] = a[t] * out[t'] + b[t] for the columns t in order, t' = t - 1 (t + 1 if `reverse`); `a` None counts as 1.
 
-    `state` holds out[t'] when a tile is entered, 0 at first. With an imaginary part the recurrence is that of
-    out + i imaginary.out, coefficients a + i imaginary.a, summands b + i imaginary.b.
+    `state` holds out[t'] when a tile is entered, 0 at first. With an imaginary part all are complex: out + i imaginary.out...
     """
 
     out: Value
@@ -202,8 +199,7 @@ class Imaginary:
 
 @dataclass(frozen=True)
 class Shift:
-    """out[t] = x[t - by], by = 1 or -1, and 0 beyond the ends: x there was computed in an earlier tile, or is a `Scan`
-    that enters the tile with it."""
+    """out[t] = x[t - by], by = 1 or -1, 0 beyond the ends: computed in an earlier tile, or what a `Scan` enters with."""
 
     out: Value
     x: Value

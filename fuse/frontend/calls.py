@@ -33,7 +33,8 @@ def find_calls(scope: Scope) -> tuple[list[Candidate], list[Miss]]:
 def _results(scope: Scope, node: fx.Node) -> tuple[Value, Value]:
     """States and final state. In half precision both are made of states in float32."""
     a, b, initial, dim, reverse = arguments(node)[:5]
-    a, b, start = (x if x is None else scope.shadow.value(x) for x in (a, b, initial))
+    a, b = (scope.shadow.value(x) for x in (a, b))
+    start = None if initial is None else scope.shadow.value(initial)
     dtype = str(example(node)[0].dtype)[6:]
     states = scanned(a, b, dim, node, reverse=reverse, start=start, dtype=compute_type(dtype))
     last = Linear() if reverse else Linear.of(states.shape[dim] - Size.of(1))

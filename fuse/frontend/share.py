@@ -39,7 +39,9 @@ def _pairs(outputs: Outputs) -> Iterator[tuple[Axis, Axis]]:
         if node.op == "read":
             for dim, index in enumerate(node.args):
                 form = affine(index)
-                for axis, step in form.terms.items() if form is not None else ():
+                if form is None:
+                    continue
+                for axis, step in form.terms.items():
                     walks.setdefault((node["buffer"].name, dim, form.offset, step, axis.extent), {})[axis] = None
     for axes in walks.values():
         ordered = sorted(axes, key=lambda a: a not in results)

@@ -32,8 +32,9 @@ UNKNOWN = 1024      # stands for a size without a hint
 STAMP = sources_digest()[:16]
 
 _library = torch.library.Library("fuse", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("scan(Tensor a, Tensor b, Tensor? initial, int dim, bool reverse, str stamp) -> (Tensor, Tensor)",
-                tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(  # type: ignore[no-untyped-call]
+    "scan(Tensor a, Tensor b, Tensor? initial, int dim, bool reverse, str stamp) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def types(a: torch.dtype, b: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
@@ -113,5 +114,5 @@ def _scan(a: Tensor, b: Tensor, initial: Tensor | None, dim: int, reverse: bool,
     return states, final
 
 
-_library.impl("scan", _scan, "CompositeImplicitAutograd")
+_library.impl("scan", _scan, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 ops.makers["scan"] = made
