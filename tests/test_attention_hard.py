@@ -107,8 +107,12 @@ def test_a_mask_that_is_added_twice_over():
 
 # ---- biases ----------------------------------------------------------------------------------------------------------
 
-BIASES = {"pairs": (N, M), "heads and pairs": (H, N, M), "heads": (H, 1, 1), "one": (1,), "keys": (B, 1, 1, M),
-          "batch and pairs": (B, 1, N, M)}
+BIASES = {"pairs": (N, M), "heads and pairs": (H, N, M), "keys": (B, 1, 1, M), "batch and pairs": (B, 1, N, M)}
+SCALES = {"heads": (H, 1, 1), "one": (1,)}      # as biases they would have no gradient: a softmax ignores them
+
+
+def scaled(q, k, v, scale):
+    return torch.softmax(scores(q, k) * scale, dim=-1) @ v
 
 
 def from_a_table(q, k, v, table, index):
@@ -126,7 +130,8 @@ def learned(n=N, m=M):
     index = (torch.arange(n)[:, None] - torch.arange(m)[None]).clamp(-7, 7) + 7
     return {"a table": (from_a_table, [leaf(15, H), index]), "a network": (from_a_network, [leaf(1, 6), leaf(6, H)]),
             **{name: (attention, [leaf(*(n if x == N else m if x == M else x for x in shape))])
-               for name, shape in BIASES.items()}}
+               for name, shape in BIASES.items()},
+            **{name: (scaled, [leaf(*shape)]) for name, shape in SCALES.items()}}
 
 
 @pytest.mark.parametrize("name", learned())
