@@ -159,6 +159,16 @@ def print_results(results: dict[str, Result]) -> None:
             print(f"What fuse did with the step:\n{result.report}")
 
 
+def run(options: argparse.Namespace, compare: Callable[[argparse.Namespace], int],
+        train_arm: Callable[[str, argparse.Namespace], Result]) -> int:
+    """A script's exit code: it compares the arms or, started again for one of them, trains that one."""
+    if options.worker is None:
+        return compare(options)
+    (arm,) = options.arms
+    options.worker.write_text(json.dumps(asdict(train_arm(arm, options))))
+    return 0
+
+
 def conclude(found: dict[str, Result | None], bound: float, options: argparse.Namespace) -> int:
     """Prints the arms, writes them to `options.json`, and returns the exit code: 1 if an arm failed or if the losses of two
     are more than `bound` apart."""

@@ -34,6 +34,7 @@ try:
         checked,
         difference,
         print_results,
+        run,
         run_in_fresh_process,
         settings,
         train,
@@ -177,14 +178,5 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return checked(parser, options, sizes)
 
 
-def main() -> int:
-    options = parse()
-    if options.worker is None:
-        return compare(options)
-    (arm,), (task,) = options.arms, options.tasks
-    options.worker.write_text(json.dumps(asdict(train_arm(arm, task, options))))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(parse(), compare, lambda arm, options: train_arm(arm, options.tasks[0], options)))

@@ -11,16 +11,14 @@ same batches. The exit code is 1 if an arm fails or if its losses are further fr
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 
 try:
     import torch
     import transformers
 
-    from arms import CONSOLE, Batch, Result, add_arguments, checked, conclude, run_in_fresh_process, train
+    from arms import CONSOLE, Batch, Result, add_arguments, checked, conclude, run, run_in_fresh_process, train
     from corpus import load_bytes
 except ImportError as error:
     sys.exit(f"{error}. The example needs more packages than fuse itself: pip install 'torch-fuse[demo]'.")
@@ -66,15 +64,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return checked(parser, options, sizes)
 
 
-def main() -> int:
-    options = parse()
-    if options.worker is None:
-        CONSOLE.print(f"{options.batch} sequences of {options.seq} bytes a step")
-        return conclude({arm: run_in_fresh_process(arm) for arm in options.arms}, BOUND, options)
-    (arm,) = options.arms
-    options.worker.write_text(json.dumps(asdict(train_arm(arm, options))))
-    return 0
+def compare(options: argparse.Namespace) -> int:
+    CONSOLE.print(f"{options.batch} sequences of {options.seq} bytes a step")
+    return conclude({arm: run_in_fresh_process(arm) for arm in options.arms}, BOUND, options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(parse(), compare, train_arm))

@@ -13,10 +13,8 @@ its losses are further from eager's than the bound that is printed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 
 try:
     import torch
@@ -24,7 +22,7 @@ try:
     from sklearn.datasets import load_digits
     from torch import Tensor, nn
 
-    from arms import CONSOLE, Batch, Result, add_arguments, checked, conclude, run_in_fresh_process, train
+    from arms import CONSOLE, Batch, Result, add_arguments, checked, conclude, run, run_in_fresh_process, train
 except ImportError as error:
     sys.exit(f"{error}. The example needs more packages than fuse itself: pip install 'torch-fuse[demo]'.")
 
@@ -108,15 +106,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return checked(parser, options, sizes)
 
 
-def main() -> int:
-    options = parse()
-    if options.worker is None:
-        CONSOLE.print(f"{options.batch} sequences of {options.pixels**2} pixels a step")
-        return conclude({arm: run_in_fresh_process(arm) for arm in options.arms}, BOUND, options)
-    (arm,) = options.arms
-    options.worker.write_text(json.dumps(asdict(train_arm(arm, options))))
-    return 0
+def compare(options: argparse.Namespace) -> int:
+    CONSOLE.print(f"{options.batch} sequences of {options.pixels**2} pixels a step")
+    return conclude({arm: run_in_fresh_process(arm) for arm in options.arms}, BOUND, options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(parse(), compare, train_arm))

@@ -20,7 +20,7 @@ try:
     import torch
     import transformers
 
-    from arms import CONSOLE, MIB, Result, add_arguments, checked, print_results, run_in_fresh_process, settings, train
+    from arms import CONSOLE, MIB, Result, add_arguments, checked, print_results, run, run_in_fresh_process, settings, train
     from corpus import load_tokens
 except ImportError as error:
     sys.exit(f"{error}. The demo needs more packages than fuse itself: pip install 'torch-fuse[demo]', or `make demo`.")
@@ -94,14 +94,5 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return checked(parser, parser.parse_args(arguments), sizes)
 
 
-def main() -> int:
-    options = parse()
-    if options.worker is None:
-        return compare(options)
-    (arm,) = options.arms
-    options.worker.write_text(json.dumps(asdict(train_arm(arm, options))))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(parse(), compare, train_arm))

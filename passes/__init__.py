@@ -6,10 +6,9 @@ verified after every pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from fuse.ir.expr import Expr
-from fuse.ir.program import Output, Program, Region, Term
+from fuse.ir.program import Program, Region, on_values
 from fuse.ir.verify import verify
 from fuse.passes.differentiate import differentiate
 from fuse.passes.hoist import hoist, orient, regroup
@@ -44,18 +43,9 @@ class Context:
 Pass = Callable[[Program, Context], Program]
 
 
-def _on_values(program: Program, f: Callable[[list[Expr]], list[Expr]]) -> Program:
-    """Applies a rewrite of expressions to the outputs and the anchors alike."""
-    roots = [e for o in program.outputs for t in o.terms for e in (*t.index, t.value)]
-    done = iter(f([*roots, *program.anchors]))
-    outputs = tuple(Output(o.buffer, tuple(Term(tuple(next(done) for _ in t.index), next(done)) for t in o.terms),
-                           o.gradient_of) for o in program.outputs)
-    return replace(program, outputs=outputs, anchors=tuple(done))
-
-
 def _regions(program: Program, context: Context) -> Program:
     virtual = virtual_of(program, context.hints)
-    program = _on_values(program, lambda roots: split_sums(expand_picks(roots), virtual, context.hints))
+    program = on_values(program, lambda roots: split_sums(expand_picks(roots), virtual, context.hints))
     groups: list[Group] = merge(frontier(program, virtual), slab=context.slab, shared_sweep=context.shared_sweep,
                                 note=context.notes.append)
     context.backward_regions = {f"region{i}" for i, g in enumerate(groups) if g.backward}
@@ -64,15 +54,15 @@ def _regions(program: Program, context: Context) -> Program:
 
 
 PIPELINE: tuple[tuple[str, Pass], ...] = (
-    ("recognise", lambda p, _: _on_values(p, recognise)),
+    ("recognise", lambda p, _: on_values(p, recognise)),
     # Pushing a pick below log(softmax) uncovers the idiom again.
-    ("simplify", lambda p, _: _on_values(p, lambda roots: simplify(recognise(simplify(roots))))),
+    ("simplify", lambda p, _: on_values(p, lambda roots: simplify(recognise(simplify(roots))))),
     ("recurrent", lambda p, c: recurrent(p, c.hints)),
     # Autodiff meets the primitives, so that every derivative is bounded; the backward has no rules of its own.
     ("differentiate", lambda p, c: differentiate(p, c.wrt)),
     # Again: only now do gradients and forward share their statistics.
-    ("share", lambda p, _: _on_values(p, lambda roots: drop_marks(simplify(roots)))),
-    ("reassociate", lambda p, _: _on_values(p, reassociate)),
+    ("share", lambda p, _: on_values(p, lambda roots: drop_marks(simplify(roots)))),
+    ("reassociate", lambda p, _: on_values(p, reassociate)),
     ("virtualize", lambda p, c: virtualize(p, c.hints)),
     ("regions", _regions),
     ("canonical", lambda p, _: orient(regroup(nest(p)))),

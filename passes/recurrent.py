@@ -15,14 +15,13 @@ from functools import reduce
 
 from fuse.ir.expr import Axis, Expr, const, iota, make, rewrite, substitute, sum_, topological, where
 from fuse.ir.index import affine
-from fuse.ir.program import Output, Program, Term
+from fuse.ir.program import Program, on_values
 from fuse.ir.size import product
 
 LINEAR = 16
 
 
 def recurrent(program: Program, hints: Mapping[str, int]) -> Program:
-    roots = [e for o in program.outputs for t in o.terms for e in (*t.index, t.value)]
     pairs: set[tuple[Axis, Axis]] = set()
 
     def rule(node: Expr) -> Expr | None:
@@ -31,14 +30,11 @@ def recurrent(program: Program, hints: Mapping[str, int]) -> Program:
             return None
         pairs.add(found[:2])
         return found[2]
-    done = rewrite(roots, rule)
-    nodes = topological(done)
+    done = on_values(program, lambda roots: rewrite(roots, rule))
+    nodes = dict.fromkeys(topological(done.roots()))
     if not pairs or any(n.has(i) and n.has(j) for n in nodes for i, j in pairs):
         return program
-    rest = iter(done)
-    outputs = tuple(Output(o.buffer, tuple(Term(tuple(next(rest) for _ in t.index), next(rest)) for t in o.terms),
-                           o.gradient_of) for o in program.outputs)
-    return replace(program, outputs=outputs, anchors=tuple(a for a in program.anchors if a in set(nodes)))
+    return replace(done, anchors=tuple(a for a in done.anchors if a in nodes))
 
 
 def _scan_of(node: Expr, hints: Mapping[str, int]) -> tuple[Axis, Axis, Expr] | None:

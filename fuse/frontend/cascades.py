@@ -12,7 +12,7 @@ contraction. Sizes are compared by hints alone.
 """
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import fx
@@ -41,22 +41,21 @@ POOLED = 4               # a pool's largest operand against its result; a return
 PASSES = 2               # what they move one by one against inputs and exits
 CACHED = 8               # times min_virtual_bytes to be saved: below, caches hold much of what is read again (measured)
 DEVICES = ("cpu", "cuda")
-PLAIN = ("pointwise", "view", "reduction", "shaped", "free")
+PLAIN = ("pointwise", "view", "reduction", "shaped", "free", "contraction")
 
 
-def find_cascades(graph: fx.Graph, others: Iterable[Candidate], floor: int,
-                  taken: Collection[fx.Node] = ()) -> tuple[list[Candidate], list[Miss]]:
+def find_cascades(graph: fx.Graph, others: Iterable[Candidate], floor: int) -> tuple[list[Candidate], list[Miss]]:
     """Candidates among the nodes that no other candidate has taken, and a Miss for each that does not pay.
 
     `floor`: bytes that a region has to save; 0 switches every test of cost off.
     """
     others = list(others)
-    seeds = [n for n in graph.nodes if n not in taken and _may_return(n)]
+    seeds = [n for n in graph.nodes if _may_return(n)]
     if not seeds:
         return [], []
     shadow = others[0].shadow if others else Shadow(graph)
     hints = symbol_hints(t for n in graph.nodes for t in tensors_of(example(n)))
-    cascades = Cascades(shadow, hints, {*taken, *(n for c in others for n in (*c.virtual, *c.exits))})
+    cascades = Cascades(shadow, hints, {n for c in others for n in (*c.virtual, *c.exits)})
     found: list[Candidate] = []
     misses: list[Miss] = []
     for seed in reversed(seeds):          # the last of a chain has the others among what it is made of
@@ -96,15 +95,8 @@ class Cascades:
         return self.kinds[node]
 
     def _kind(self, node: fx.Node) -> str:
-        if node.op not in ("call_function", "call_method") or mutated_arguments(node):
-            return ""
-        if not isinstance(example(node), torch.Tensor) or self.shadow.context[node].functorch:
-            return ""
-        ops = list(ops_of(self.shadow.value(node), node))
-        kinds = {kind_of(v) for v in ops}
-        if not ops or any(v.op is None or v.op in ARRANGED for v in ops) or not kinds <= {*PLAIN, "contraction"}:
-            return ""
-        return next((k for k in ("contraction", "reduction") if k in kinds), "map")
+        kinds = {kind_of(v) for v in plain_ops(self.shadow, node)}
+        return next((k for k in ("contraction", "reduction") if k in kinds), "map" if kinds else "")
 
     def pools(self, node: fx.Node) -> bool:
         longest = max((elements(a) or 0 for a in floats(node)), default=0)
@@ -201,6 +193,16 @@ class Cascades:
 def leaving(region: set[fx.Node]) -> list[fx.Node]:
     """What somebody outside reads."""
     return [n for n in region if any(u not in region and (u.op == "output" or not asks_for_shape(u)) for u in n.users)]
+
+
+def plain_ops(shadow: Shadow, node: fx.Node) -> list[Value]:
+    """The ops that one node stands for, all of them ones that a region takes in; none if any is not."""
+    if node.op not in ("call_function", "call_method") or mutated_arguments(node):
+        return []
+    if not isinstance(example(node), torch.Tensor) or shadow.context[node].functorch:
+        return []
+    ops = list(ops_of(shadow.value(node), node))
+    return ops if all(v.op is not None and v.op not in ARRANGED and kind_of(v) in PLAIN for v in ops) else []
 
 
 def ops_of(value: object, node: fx.Node) -> Iterator[Value]:

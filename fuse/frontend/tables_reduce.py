@@ -246,14 +246,13 @@ REDUCTIONS: dict[str, Rule] = {
     "kl_div": _kl_div, "mse_loss": _mse, "binary_cross_entropy_with_logits": _bce_logits,
 }
 # The result is as large as the argument.
-SCANS = ("cumsum",)      # of SHAPED: a position depends on those before it
-
 SHAPED: dict[str, Rule] = {
     "softmax": _softmax("exp_sub"), "log_softmax": _softmax("sub_lse"), "cumsum": _cumsum,
     "_softmax": _softmax("exp_sub"), "_log_softmax": _softmax("sub_lse"),
     "special_softmax": _softmax("exp_sub"), "special_log_softmax": _softmax("sub_lse"),
     "tril": _triangle(True), "triu": _triangle(False), "one_hot": _one_hot,
 }
+SCANS = ("cumsum",)      # of these: a position depends on those before it
 
 
 def _filled(value: Any) -> Rule:

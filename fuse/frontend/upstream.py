@@ -11,21 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch import fx
 
 from fuse.frontend.candidates import Candidate, consumers, contractions, dependents, flat
-from fuse.frontend.cascades import floats, leaving, ops_of
-from fuse.frontend.context import mutated_arguments
+from fuse.frontend.cascades import floats, leaving, plain_ops
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import product_of
-from fuse.frontend.tables_gather import ARRANGED
 from fuse.frontend.tables_reduce import SCANS
-from fuse.frontend.value import example
 from fuse.ir.expr import Axis, topological
 from fuse.ir.program import Program
-
-MEMBERS = ("pointwise", "view", "reduction", "shaped", "free", "contraction")
 
 
 def with_sources(candidate: Candidate) -> Candidate | None:
@@ -69,16 +63,9 @@ def _grown(candidate: Candidate, given: set[fx.Node]) -> set[fx.Node]:
 
 
 def _belongs(candidate: Candidate, node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method") or mutated_arguments(node):
-        return False
-    if not isinstance(example(node), torch.Tensor) or candidate.shadow.context[node].functorch:
-        return False
-    value = candidate.shadow.value(node)
-    ops = list(ops_of(value, node))
-    if not ops or any(v.op is None or v.op in ARRANGED or kind_of(v) not in MEMBERS for v in ops):
-        return False
-    products = [product_of(v) for v in contractions(value)]
-    return all(set(p.out) <= set(letters) for p in products for letters in p.letters) \
+    ops = plain_ops(candidate.shadow, node)
+    products = [product_of(v) for v in contractions(candidate.shadow.value(node))] if ops else []
+    return bool(ops) and all(set(p.out) <= set(letters) for p in products for letters in p.letters) \
         and len(products) == sum(kind_of(v) == "contraction" for v in ops)
 
 

@@ -5,8 +5,8 @@ defines stored buffers (`Define` by dense evaluation, `Region` by streaming) and
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from fuse.ir.expr import Axis, Buffer, Expr, make
@@ -166,6 +166,15 @@ class Program:
             for term in output.terms:
                 yield from (*term.index, term.value)
         yield from (check.index for check in self.checks)
+
+
+def on_values(program: Program, f: Callable[[list[Expr]], list[Expr]]) -> Program:
+    """Applies a rewrite of expressions to the outputs and the anchors alike."""
+    roots = [e for o in program.outputs for t in o.terms for e in (*t.index, t.value)]
+    done = iter(f([*roots, *program.anchors]))
+    outputs = tuple(Output(o.buffer, tuple(Term(tuple(next(done) for _ in t.index), next(done)) for t in o.terms),
+                           o.gradient_of) for o in program.outputs)
+    return replace(program, outputs=outputs, anchors=tuple(done))
 
 
 def stored(name: str, dtype: str, axes: tuple[Axis, ...]) -> Expr:
