@@ -144,7 +144,10 @@ def _connect(leaves: dict[Expr, Leaf]) -> None:
     for leaf in map(leaves.__getitem__, _by_need(leaves)):
         below = inside(leaf, leaves)
         leaf.needs = [leaves[e] for e in below if e in leaves and e is not leaf.value]
-        leaf.reverse = any(e.op == "scan" and e["reverse"] for e in below)
+        scans = [e for e in below if e.op == "scan"]
+        leaf.reverse = any(e["reverse"] for e in scans)
+        if leaf.given:                                   # a state without an axis is one for all that have it
+            leaf.grid = tuple(a for a in leaf.grid if all(e.has(a) for e in scans))
 
 
 def inside(leaf: Leaf, leaves: Collection[Expr]) -> list[Expr]:

@@ -7,6 +7,7 @@
                                                               both gradients contract one and the same dS
     sum_v(exp_sub(x, lse_v(x)))        ->  1
     pick_v(f(x), y)                    ->  f(pick_v(x, y)) where 0 <= y < V, else 0      if x holds a statistic over v
+    pick_t(scan_t(1, b), last t)       ->  sum_t(b)
     real(sum(x))                       ->  sum(real(x))
     x * 1, x + 0, x / 1, -(-x), ...    ->  x
 
@@ -166,10 +167,17 @@ def in_range(index: Expr, axis: Axis) -> Expr:
 def _pick(node: Expr) -> Expr | None:
     x, index = node.args
     axis = node["axis"]
+    if x.op == "scan" and x["axis"] == axis and is_const(x.args[0], 1) and _is_last(index, x):
+        return sum_or_self(x.args[1], [axis])
     if not holds_statistic(x, axis):
         return None if x.has(axis) else _guarded(index, axis, x)
     value = _pushed(x, index, axis)
     return None if value is None else _guarded(index, axis, value)
+
+
+def _is_last(index: Expr, scan: Expr) -> bool:
+    """Is this the position that the scan comes to last?"""
+    return is_const(index, 0) if scan["reverse"] else index is size(scan["axis"].extent - 1)
 
 
 def _guarded(index: Expr, axis: Axis, x: Expr) -> Expr:

@@ -3,15 +3,16 @@
     collector   what puts the steps' results side by side: a stack, a cat, or a fresh tensor filled position by position
     steps       the families of copies behind it (steps.py); a loop has at least one state
 
-Found from the collectors: a graph without them costs one look at each node. The collectors become values of the shadow
-that know the loop (recurrence.py), so that the importer sees one step at a symbolic position; the graph is not changed.
+Found from the collectors or, where only the last state is wanted, from the copies' regular places (repeats.py). What the loop
+gives becomes values of the shadow that know the loop (recurrence.py), so that the importer sees one step at a symbolic
+position; the graph is not changed.
 """
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -20,15 +21,16 @@ from fuse.frontend.candidates import Candidate, asks_for_shape, tensors_of
 from fuse.frontend.cascades import leaving
 from fuse.frontend.index import Linear
 from fuse.frontend.recurrence import Loop, one_step, rolled
+from fuse.frontend.repeats import SHORTEST, uncollected
 from fuse.frontend.scope import Scope
 from fuse.frontend.steps import Mismatch, Steps, reads_back
 from fuse.frontend.symbols import shape_of
 from fuse.frontend.unrolled import Unrolled
 from fuse.frontend.value import arguments, called, example, where
+from fuse.ir.size import Size
 from fuse.private import memory_of
 from fuse.reasons import Miss, Refused
 
-SHORTEST = 4             # steps
 STACKS = ("stack", "cat", "concat", "concatenate")
 FILLED = {"zeros_like": 0, "zeros": 0, "new_zeros": 0, "empty_like": None, "empty": None, "new_empty": None}
 
@@ -47,10 +49,11 @@ class Collector:
 
 @dataclass(eq=False)
 class Fill:
-    """Writes `tensor[.., i, ..] = value` into a fresh tensor, one for each i."""
+    """Writes `tensor[.., i, ..] = value` into a fresh tensor, one for each i; `kept`: as slices [.., i:i + 1, ..]."""
 
     node: fx.Node
     dim: int
+    kept: bool
     writes: dict[int, tuple[int, fx.Node]] = field(default_factory=dict)       # index -> (when, the write)
 
     @property
@@ -60,15 +63,13 @@ class Fill:
 
     def place(self, index: Any) -> int | None:
         found = _place(index, example(self.node))
-        return found[1] if found is not None and found[0] == self.dim else None
+        return found.position if found is not None and (found.dim, found.kept) == (self.dim, self.kept) else None
 
 
 def find_loops(scope: Scope) -> tuple[list[Candidate], list[Miss]]:
     """Candidates for linear recurrences, and a Miss for each loop with a state that is none."""
     stacks = [n for n in scope.graph.nodes if _is_stack(n)]
     writes = [n for n in scope.graph.nodes if n.op == "call_function" and n.target is operator.setitem]
-    if not stacks and len(writes) < SHORTEST - 1:
-        return [], []
     return Finder(scope, writes).run(stacks)
 
 
@@ -79,19 +80,29 @@ def _is_stack(node: fx.Node) -> bool:
     return isinstance(parts, (list, tuple)) and len(parts) >= SHORTEST and all(isinstance(p, fx.Node) for p in parts)
 
 
-def _place(index: Any, tensor: torch.Tensor) -> tuple[int, int] | None:
-    """(dimension, position) of an index that takes one position of one dimension and all of the others."""
+class Position(NamedTuple):
+    """One position of a dimension; `kept`: as a slice, with that dimension of size 1."""
+
+    dim: int
+    position: int
+    kept: bool
+
+
+def _place(index: Any, tensor: torch.Tensor) -> Position | None:
+    """What an index takes, if that is one position of one dimension and all of the others."""
     parts = list(index) if isinstance(index, tuple) else [index]
     if parts and parts[0] is Ellipsis:
         parts = [slice(None)] * (tensor.dim() - len(parts) + 1) + parts[1:]
-    numbers = [d for d, p in enumerate(parts) if type(p) is int]
-    if len(numbers) != 1 or any(p != slice(None) for d, p in enumerate(parts) if d not in numbers):
+    single = [d for d, p in enumerate(parts) if p != slice(None)]
+    if len(single) != 1:
         return None
-    (d,) = numbers
-    extent = shape_of(tensor)[d].constant
-    if extent is None:
+    (d,) = single
+    extent, part = shape_of(tensor)[d].constant, parts[d]
+    kept = isinstance(part, slice)
+    start = part.start if kept else part
+    if extent is None or type(start) is not int or (kept and part != slice(start, start + 1)):
         return None
-    return d, parts[d] + extent if parts[d] < 0 else parts[d]
+    return Position(d, start + extent if start < 0 else start, kept)
 
 
 class Finder:
@@ -110,6 +121,8 @@ class Finder:
             except Mismatch as why:
                 if self._recurs(collector):
                     misses.append(why.miss)
+        claimed = {n for steps, _ in groups for n in steps.member}
+        groups += [(steps, []) for steps in uncollected(self.scope, claimed, self.resolve)]
         found: list[Candidate] = []
         for steps, results in groups:
             try:
@@ -128,21 +141,21 @@ class Finder:
         for node in writes:
             base, index, value = arguments(node)
             place = _place(index, example(base)) if isinstance(base, fx.Node) and called(base) in FILLED else None
-            if place is None or not self._fits(base, place[0], value):
+            if place is None or not self._fits(base, place, value):
                 refused.add(base)
                 continue
-            fill = found.setdefault(base, Fill(base, place[0]))
-            if fill.dim != place[0] or place[1] in fill.writes:
+            fill = found.setdefault(base, Fill(base, place.dim, place.kept))
+            if (fill.dim, fill.kept) != (place.dim, place.kept) or place.position in fill.writes:
                 refused.add(base)
-            fill.writes[place[1]] = (self.position[node], node)
+            fill.writes[place.position] = (self.position[node], node)
         return {b: f for b, f in found.items() if b not in refused and len(f.writes) >= SHORTEST - 1 and self._private(f)}
 
-    def _fits(self, base: fx.Node, dim: int, value: Any) -> bool:
+    def _fits(self, base: fx.Node, place: Position, value: Any) -> bool:
         tensor, part = example(base), example(value) if isinstance(value, fx.Node) else None
         if not isinstance(part, torch.Tensor):
             return False
-        shape = shape_of(tensor)
-        return part.dtype == tensor.dtype and shape_of(part) == (*shape[:dim], *shape[dim + 1:])
+        shape, one = shape_of(tensor), (Size.of(1),) if place.kept else ()
+        return part.dtype == tensor.dtype and shape_of(part) == (*shape[:place.dim], *one, *shape[place.dim + 1:])
 
     def _private(self, fill: Fill) -> bool:
         """Is the tensor, until it is full, only written, and read where it was written?"""
@@ -205,7 +218,7 @@ class Finder:
             values.insert(0, fill.empty)
         elif places != order:
             return None
-        return Collector(fill.node, values, fill.dim, flipped, writes=tuple(n for _, n in fill.writes.values()))
+        return Collector(fill.node, values, fill.dim, flipped, fill.kept, tuple(n for _, n in fill.writes.values()))
 
     def _add(self, groups: list[tuple[Steps, list[tuple[Collector, Any]]]], collector: Collector) -> None:
         """Adds the collector to the loop whose steps it shares, or to a new one."""
@@ -236,7 +249,8 @@ class Finder:
     # ---- regions ----------------------------------------------------------------------------------------------------
 
     def candidate(self, steps: Steps, results: list[tuple[Collector, Any]]) -> Candidate:
-        loop = Unrolled(results[0][0].node.name, steps, self.shadow, results[0][0].flipped)
+        named = [c.node for c, _ in results] or [steps.families[0].rest[-1]]
+        loop = Unrolled(named[0].name, steps, self.shadow, any(c.flipped for c, _ in results[:1]))
         writes = tuple(w for c, _ in results for w in c.writes)
         region = {n for f in steps.families for n in f.nodes} | {c.node for c, _ in results} | set(writes)
         region |= {u for c, _ in results if c.writes for u in c.node.users if self.resolve(u) is not u}
@@ -249,7 +263,7 @@ class Finder:
                 if step < 3:
                     raise Refused(Miss("NOT_A_SCAN", where(node), "one of the first steps is read by itself"))
                 self.shadow.given[node] = one_step(loop, family, Linear.of(step), node)
-        return self.scope.candidate(region, [c.node for c, _ in results], writes)
+        return self.scope.candidate(region, named, writes)
 
     def _unwritten(self, region: set[fx.Node], own: set[fx.Node]) -> None:
         """Refused if anything but the loop's own results is written between its first and its last step."""
