@@ -6,6 +6,7 @@ from torch import fx
 from fuse.frontend.absorb import with_tail
 from fuse.frontend.candidates import Candidate, find_candidates
 from fuse.frontend.cascades import find_cascades
+from fuse.frontend.einsums import split_einsums
 from fuse.frontend.importer import Imported, import_candidate
 from fuse.frontend.scans import find_scans
 from fuse.frontend.supported import streamable, worthwhile
@@ -21,11 +22,12 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
     """The regions of one graph, in graph order, and a Miss for every refused candidate.
 
     Works on any graph whose nodes carry `example_value` (or `val`) metadata of one fake mode: Dynamo's graph, or the
-    body of a higher-order op. The graph is not changed.
+    body of a higher-order op. The graph keeps its meaning; only an einsum of many operands may be respelled (einsums.py).
     """
     if isinstance(graph, fx.GraphModule):
         graph = graph.graph
     options = options or Options()
+    split_einsums(graph)
     found, misses = _scans(graph)
     taken = {n for imported in found for n in imported.candidate.virtual}
     candidates, more = find_candidates(graph, options.virtual_floor, taken)

@@ -251,7 +251,8 @@ def _selects(v: Value) -> bool:
 def _streams(v: Value, user: fx.Node, virtual: set[fx.Node]) -> bool:
     """Is v made from the virtual values by ops that can be part of one sweep?"""
     kind = kind_of(v)
-    if kind in ("", "contraction") or (kind == "gather" and v.op not in ("index", "index_select", "gather", "take_along_dim")):
+    if kind == "" or (kind == "contraction" and product_of(v).contracted) \
+            or (kind == "gather" and v.op not in ("index", "index_select", "gather", "take_along_dim")):
         return False
     return all(s.node is not user or s.op is None or _streams(s, user, virtual) or not _touches(s, virtual)
                for s in v.sources())

@@ -67,8 +67,16 @@ def gated(q, k, v, a):
     return ((q @ k.mT) * a.sigmoid()[..., None, :]).tril() @ v * a.sigmoid()[..., None]
 
 
+def in_one_einsum(q, k, v, a):
+    """State-space duality's quadratic form; torch's own einsum makes the scores on its way."""
+    c = a.cumsum(-1)
+    difference = (c[..., :, None] - c[..., None, :]).masked_fill(~torch.ones(L, L).tril().bool(), -torch.inf)
+    return torch.einsum("bhld,bhsd,bhls,bhsp->bhlp", q, k, torch.exp(difference), v)
+
+
 @pytest.mark.parametrize("function, extra", [
     (per_step, []), (per_head, [(H,)]), (not_at_all, []), (filled, []), (by_data, [(B, H, L)]), (gated, [(B, H, L)]),
+    (in_one_einsum, [(B, H, L)]),
 ], ids=lambda x: getattr(x, "__name__", ""))
 def test_a_decay_that_telescopes(function, extra) -> None:
     ((scan, error),) = regions(function, *extra)
