@@ -37,9 +37,11 @@ def fuse(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = N
     spare: list[GraphModule] = []
     report = GraphReport(nodes=len(gm.graph.nodes))
     try:
-        fuse_graph(gm, chosen, lambda: spare.append(private.untouched_copy(gm)), report)
+        escapes: list[Any] = []
+        fuse_graph(gm, chosen, lambda: spare.append(private.untouched_copy(gm)), report, escapes)
         _check_required(report, chosen)
-        compiled = finish(gm, example_inputs, chosen, edited=bool(spare))
+        whole = _detached(gm, escapes)
+        compiled = whole(finish(gm, example_inputs, chosen, edited=bool(spare)))
     except Exception as error:
         if private.steers_dynamo(error) or isinstance(error, FuseError) or not spare:
             raise
@@ -51,13 +53,15 @@ def fuse(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = N
 
 
 def fuse_graph(gm: GraphModule, options: Options, before_edit: Callable[[], None] = lambda: None,
-               report: GraphReport | None = None) -> GraphReport:
+               report: GraphReport | None = None, escapes: list[Any] | None = None) -> GraphReport:
     """Fuses what can be fused in `gm`, in place, and adds it to the report.
 
-    `before_edit` is called once, if anything is going to change.
+    `before_edit` is called once, if anything is going to change. `escapes` receives the large values of fused regions that
+    are outputs of the graph as well.
     """
     report = GraphReport(nodes=len(gm.graph.nodes)) if report is None else report
-    planned = [(body, region) for body in bodies(gm) for region in _planned(body, options, report)]
+    escapes = [] if escapes is None else escapes
+    planned = [(body, region) for body in bodies(gm) for region in _planned(body, options, report, body is gm)]
     if not planned:
         return report
     from fuse.frontend.splice import splice
@@ -71,17 +75,18 @@ def fuse_graph(gm: GraphModule, options: Options, before_edit: Callable[[], None
             report.misses.append(placed)
         else:
             report.regions.append(region.report())
+            escapes += region.imported.candidate.escapes
     for body in bodies(gm):
         body.recompile()
     return report
 
 
-def _planned(body: GraphModule, options: Options, report: GraphReport) -> Iterator[Any]:
+def _planned(body: GraphModule, options: Options, report: GraphReport, outermost: bool) -> Iterator[Any]:
     """The regions of one graph that have a plan and kernels; everything else becomes a Miss of the report."""
     from fuse.frontend import find
 
     try:
-        found, misses = find(body, options)
+        found, misses = find(body, options, outermost)
     except Exception as error:
         if private.steers_dynamo(error):
             raise
@@ -116,6 +121,15 @@ def bodies(gm: GraphModule) -> Iterator[GraphModule]:
             if node.op == "call_function" and getattr(node.target, "__name__", "") in TRANSPARENT:
                 inner = (getattr(module, str(a.target), None) for a in node.all_input_nodes if a.op == "get_attr")
                 todo += [m for m in inner if isinstance(m, GraphModule)]
+
+
+def _detached(gm: GraphModule, escapes: list[Any]) -> Callable[[Any], Any]:
+    """What is done around the compiled graph, so that outputs that nobody differentiates cost no gradient."""
+    if not escapes:
+        return lambda compiled: compiled
+    from fuse.frontend.detach import detach
+
+    return detach(gm, escapes)
 
 
 def finish(gm: GraphModule, example_inputs: Sequence[Any], options: Options, *, edited: bool) -> Callable[..., Any]:

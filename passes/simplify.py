@@ -43,8 +43,11 @@ def simplify(roots: Iterable[Expr]) -> list[Expr]:
 
 
 def drop_marks(roots: Iterable[Expr]) -> list[Expr]:
-    """`stop` and `bounded` have done their work once the gradients are written down and simplified."""
-    return rewrite(roots, lambda n: n.args[0] if n.op in ("stop", "bounded") else None)
+    """`stop`, `bounded` and `given` have done their work once the gradients are written down and simplified.
+
+    What is given is read where it is stored, in the forward and in the backward alike.
+    """
+    return rewrite(roots, lambda n: n.args[0] if n.op in ("stop", "bounded") else n.args[1] if n.op == "given" else None)
 
 
 def _rule(node: Expr) -> Expr | None:

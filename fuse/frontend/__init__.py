@@ -18,11 +18,13 @@ from fuse.reasons import Miss
 __all__ = ["Candidate", "Imported", "find", "import_candidate"]
 
 
-def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tuple[list[Imported], list[Miss]]:
+def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None,
+         outermost: bool = True) -> tuple[list[Imported], list[Miss]]:
     """The regions of one graph, in graph order, and a Miss for every refused candidate.
 
     Works on any graph whose nodes carry `example_value` (or `val`) metadata of one fake mode: Dynamo's graph, or the
-    body of a higher-order op. The graph keeps its meaning; only an einsum of many operands may be respelled (einsums.py).
+    body of a higher-order op (which is not `outermost`). The graph keeps its meaning; only an einsum of many operands may be
+    respelled (einsums.py).
     """
     if isinstance(graph, fx.GraphModule):
         graph = graph.graph
@@ -30,7 +32,7 @@ def find(graph: fx.Graph | fx.GraphModule, options: Options | None = None) -> tu
     split_einsums(graph)
     found, misses = _scans(graph)
     taken = {n for imported in found for n in imported.candidate.virtual}
-    candidates, more = find_candidates(graph, options.virtual_floor, taken)
+    candidates, more = find_candidates(graph, options.virtual_floor, taken, outermost)
     alone = len(candidates) == 1
     large, refused = _import_all(candidates, options, alone)
     found += large

@@ -19,11 +19,12 @@ import torch
 from torch import fx
 
 from fuse.frontend.context import mutated_arguments
+from fuse.frontend.escapes import Escape, escaping, stored_for
 from fuse.frontend.shadow import Shadow
 from fuse.frontend.symbols import numel_hint, symbol_hints
 from fuse.frontend.tables import RANDOM, kind_of
 from fuse.frontend.tables_contract import product_of
-from fuse.frontend.value import Value, called, example, where
+from fuse.frontend.value import Value, called, example, flat, where
 from fuse.frontend.views import source
 from fuse.reasons import Miss, Refused, size_text
 
@@ -34,7 +35,8 @@ NARROWEST, WIDEST = 0.25, 2.1     # how far a value's size may be from its ancho
 @dataclass(frozen=True)
 class Candidate:
     """Virtual nodes in graph order, the nodes whose values leave, and everything that depends on a virtual value. `chained`:
-    with what a scan is made of (`upstream`)."""
+    with what a scan is made of (`upstream`). `escapes`: virtual nodes that are outputs too; `stored`: the anchors they are
+    made of."""
 
     anchors: tuple[fx.Node, ...]
     virtual: tuple[fx.Node, ...]
@@ -45,6 +47,8 @@ class Candidate:
     where: str | None
     chained: bool = False
     covered: tuple[fx.Node, ...] = ()      # leave the graph together, whatever they write or guard
+    escapes: tuple[Escape, ...] = ()
+    stored: frozenset[fx.Node] = frozenset()
 
     @property
     def numel(self) -> int:
@@ -77,10 +81,11 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
 
 
 def find_candidates(graph: fx.Graph, min_virtual_bytes: int,
-                    taken: Container[fx.Node] = ()) -> tuple[list[Candidate], list[Miss]]:
+                    taken: Container[fx.Node] = (), outermost: bool = True) -> tuple[list[Candidate], list[Miss]]:
     """Candidates that are worth importing, and a Miss for each that was looked at and refused.
 
-    `taken`: nodes that belong to another region.
+    `taken`: nodes that belong to another region. `outermost`: the graph's outputs are the caller's, who may be given a
+    large value as well.
     """
     large = [n for n in graph.nodes if n not in taken and _may_amplify(n)]
     if not large:
@@ -101,7 +106,7 @@ def find_candidates(graph: fx.Graph, min_virtual_bytes: int,
     misses += refusals
     for group in groups:
         try:
-            found.append(_candidate(shadow, group, hints))
+            found.append(_candidate(shadow, group, hints, outermost))
         except Refused as refused:
             # A product that only outgrows the smaller of two operands is an everyday layer: nothing to report.
             if refused.miss.code != "ESCAPES" or any(_outgrows_all(a) for a in group.anchors):
@@ -262,14 +267,6 @@ def _touches(v: Value, virtual: set[fx.Node]) -> bool:
     return v.node in virtual or any(s.node in virtual or (s.node is v.node and _touches(s, virtual)) for s in v.sources())
 
 
-def flat(value: Any) -> Iterator[Value]:
-    if isinstance(value, Value):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for v in value:
-            yield from flat(v)
-
-
 @dataclass(frozen=True)
 class _Group:
     anchors: list[fx.Node]
@@ -330,7 +327,7 @@ def _exits_too_big(group: _Group, leaving: int, total: int) -> Miss:
 
 # ---- exits ------------------------------------------------------------------------------------------------------
 
-def _candidate(shadow: Shadow, group: _Group, hints: dict[str, int]) -> Candidate:
+def _candidate(shadow: Shadow, group: _Group, hints: dict[str, int], outermost: bool) -> Candidate:
     position = shadow.position
     anchors = tuple(sorted(group.anchors, key=position.__getitem__))
     virtual = tuple(sorted(group.virtual, key=position.__getitem__))
@@ -339,7 +336,11 @@ def _candidate(shadow: Shadow, group: _Group, hints: dict[str, int]) -> Candidat
             raise Refused(Miss("FUNCTORCH", where(node), node.name))
     dependent = dependents(virtual)
     exits = _exits(shadow, group, dependent)
-    return Candidate(anchors, virtual, exits, dependent, shadow, hints, where(anchors[0]))
+    escapes = escaping(shadow, virtual, anchors)
+    stored = stored_for(shadow, anchors, group.virtual, dependent, escapes) if escapes else frozenset[fx.Node]()
+    if isinstance(stored, Miss) or (escapes and not (outermost and exits)):
+        raise Refused(stored if isinstance(stored, Miss) else Miss("ESCAPES", where(escapes[0].node), escapes[0].node.name))
+    return Candidate(anchors, virtual, exits, dependent, shadow, hints, where(anchors[0]), escapes=escapes, stored=stored)
 
 
 def dependents(virtual: tuple[fx.Node, ...]) -> frozenset[fx.Node]:
@@ -353,10 +354,7 @@ def dependents(virtual: tuple[fx.Node, ...]) -> frozenset[fx.Node]:
 
 
 def _exits(shadow: Shadow, group: _Group, dependent: frozenset[fx.Node]) -> tuple[fx.Node, ...]:
-    """Small values computed from virtual ones that something outside reads. Refused where a large one leaves."""
-    for node in group.virtual:
-        if any(user.op == "output" for user in node.users):
-            raise Refused(Miss("ESCAPES", where(node), node.name))
+    """Small values computed from virtual ones that something outside reads."""
     inner = _inner(group.virtual, dependent)
     found: list[fx.Node] = []
     for node in group.users:

@@ -168,7 +168,7 @@ class Pull:
         if v.node in self.candidate.dependent:
             return self._rule(v, idx, rounded)
         if v.op is None:
-            return self._read(v, idx, rounded)
+            return self.read(v, idx, rounded)
         if self._inlined(v):
             try:
                 return self._rule(v, idx, rounded)
@@ -181,7 +181,7 @@ class Pull:
                     raise
         elif not v.stored:
             return self._rule(v, idx, rounded)
-        return self._read(v, idx, rounded)
+        return self.read(v, idx, rounded)
 
     def _inlined(self, v: Value) -> bool:
         """Is a value that depends on no virtual one recomputed where it is used rather than read?"""
@@ -232,7 +232,8 @@ class Pull:
         widest = max(sizes.values(), default=0)
         return tuple(a for a, n in sizes.items() if 4 * n >= widest)
 
-    def _read(self, v: Value, idx: Index, rounded: str | None) -> Expr:
+    def read(self, v: Value, idx: Index, rounded: str | None = None) -> Expr:
+        """v at idx as memory holds it."""
         if not v.stored:
             raise Refused(Miss(v.opaque or "UNSUPPORTED_OP", v.where, lambda: f"{v.node.name} ({v.node.target})"))
         if v.dtype not in DTYPES:

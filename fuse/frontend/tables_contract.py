@@ -127,10 +127,10 @@ def contract(pull: Pull, v: Value, idx: Index) -> Expr:
         pull.anchors.append(total)
     if p.alpha != 1:
         total = total * pull.scalar(v, p.alpha, total.dtype)
-    if p.extra is None or p.beta == 0:
-        return total
-    extra, total = harmonise(pull.at_argument(v, p.extra, broadcast(p.extra.shape, idx), rounded), total)
-    return total + (extra if p.beta == 1 else extra * pull.scalar(v, p.beta, extra.dtype))
+    if p.extra is not None and p.beta != 0:
+        extra, total = harmonise(pull.at_argument(v, p.extra, broadcast(p.extra.shape, idx), rounded), total)
+        total = total + (extra if p.beta == 1 else extra * pull.scalar(v, p.beta, extra.dtype))
+    return make("given", total, pull.read(v, idx)) if v.stored and v.node in pull.candidate.stored else total
 
 
 def _index(letters: str, shape: Sequence[Any], at: dict[str, Linear]) -> Index:

@@ -65,18 +65,19 @@ class Value:
 
     def sources(self) -> Iterator[Value]:
         for arg in self.args.values():
-            yield from _values(arg)
+            yield from flat(arg)
 
     def __repr__(self) -> str:
         return f"<{self.node.name}: {self.op} {self.dtype}[{', '.join(map(str, self.shape))}]>"
 
 
-def _values(arg: Any) -> Iterator[Value]:
+def flat(arg: Any) -> Iterator[Value]:
+    """The values in a value or in nested lists of them."""
     if isinstance(arg, Value):
         yield arg
     elif isinstance(arg, (list, tuple)):
         for a in arg:
-            yield from _values(a)
+            yield from flat(a)
 
 
 def where(node: fx.Node) -> str | None:

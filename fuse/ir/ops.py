@@ -195,7 +195,7 @@ def unary(type_rule: TypeRule, meaning: Callable[..., Any], vjp: VJP | None = No
     return Op(1, type_rule, (vjp,) if vjp else (), meaning, sympy)
 
 
-def binary(type_rule: TypeRule, meaning: Callable[..., Any], vjp: tuple[VJP, VJP] | None = None,
+def binary(type_rule: TypeRule, meaning: Callable[..., Any], vjp: tuple[VJP | None, VJP | None] | None = None,
            sympy: Any = None) -> Op:
     return Op(2, type_rule, vjp or (), meaning, sympy)
 
@@ -243,6 +243,9 @@ POINTWISE = {
     # The same integer, proved to be a position of `axis`: where it is not, eager raises.
     "bounded": unary(integer_, lambda x, **_: x),
     "stop": unary(same, torch.detach, None, lambda sp, a: a),
+    # Two names of one value: how it is made, which is differentiated, and where it is stored, which is read.
+    "given": binary(floating, lambda made, kept: torch.broadcast_tensors(made, kept)[1], (lambda n, g: g, None),
+                    lambda sp, a, b: b),
     "cast": Op(1, lambda a, at: Type(at["dtype"], a[0].axes), (uncast,)),
     "conj": unary(same, torch.conj_physical, lambda n, g: make("conj", g)),
     "real": unary(part(real_of), torch.real, lambda n, g: cast(g, n.args[0].dtype)),
