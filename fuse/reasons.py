@@ -25,6 +25,9 @@ REASONS = _table(
     # what leaves the virtual value
     ("ESCAPES", "the large value itself leaves the compiled graph",
      "return only what you use, for example the loss; a graph break after the large value has the same effect"),
+    ("STORED", "a large value is an output as well: it is stored, once, in its own type",
+     "compile a step that returns only what you use: `@torch.compile(backend=\"fuse\")` over "
+     "`def step(**batch): return model(**batch).loss`"),
     ("OTHER_USER", "the large value is read by something that is not a reduction, so it has to be stored",
      "reduce it first, or compute that part in another function"),
     ("NOT_A_REDUCTION", "an operation on the large value cannot be streamed along one axis",

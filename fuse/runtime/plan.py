@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -13,7 +14,9 @@ from torch.fx import Node
 
 from fuse import private
 from fuse.codegen import Target, compile_region
+from fuse.frontend.candidates import Candidate
 from fuse.frontend.symbols import numel_hint
+from fuse.frontend.value import where
 from fuse.ir.expr import FLOATS, Axis, rename_axes, topological
 from fuse.ir.kinds import kinds_of
 from fuse.ir.program import Program, Region, Term
@@ -21,7 +24,7 @@ from fuse.ir.text import print_program
 from fuse.log import fail, miss_of
 from fuse.options import Options
 from fuse.passes import Context, compile_program
-from fuse.reasons import Miss, Refused
+from fuse.reasons import Miss, Refused, size_text
 from fuse.report import RegionReport
 from fuse.runtime import ops
 from fuse.runtime.executable import Executable, unbound
@@ -69,7 +72,7 @@ class Planned:
             schedules={n: str(s) for n, s in built["schedule"].items() if s is not None},
             filters={r.name: c.eps for r in kernels for c in r.carries if c.eps is not None},
             sources={n: s for n, s in built["source"].items() if s is not None},
-            notes=(*plan.notes, *self.executable.lacking.values()),
+            notes=(*plan.notes, *self.executable.lacking.values(), *stored(self.imported.candidate)),
             snapshots={n: partial(print_program, p) for n, p in plan.snapshots.items()}, key=self.key)
 
 
@@ -168,6 +171,14 @@ def bytes_virtual(imported: Any) -> int:
     nodes = imported.anchors or [n for n in imported.candidate.virtual if n not in given]
     tensors = [t for n in nodes if isinstance(t := n.meta.get("example_value"), Tensor)]
     return sum((numel_hint(t) or 0) * t.element_size() for t in tensors)
+
+
+def stored(candidate: Candidate) -> Iterator[Miss]:
+    """What the graph gives of the values that would otherwise not be stored, and the bytes it takes."""
+    for escape in candidate.escapes:
+        tensor = escape.node.meta["example_value"]
+        size = (numel_hint(tensor) or 0) * tensor.element_size()
+        yield Miss("STORED", where(escape.node), f"{escape.node.name}: {tensor.dtype} of {size_text(size)}".replace("torch.", ""))
 
 
 def flops(program: Program, hints: dict[str, int]) -> int:
