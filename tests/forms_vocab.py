@@ -591,10 +591,16 @@ def expected_embedding(h, W, y, E):
 
 # ---- near misses -----------------------------------------------------------------------------------------------------
 
-@form(regions=0, misses=("ESCAPES",))
+@form()
 def logits_returned(h, W, y):
     logits = F.linear(h, W)
     return F.cross_entropy(logits.view(-1, W.shape[0]), y.view(-1)), logits
+
+
+@form(regions=0, misses=("ESCAPES",))
+def probabilities_returned(h, W, y):
+    p = F.linear(h, W).softmax(-1)
+    return F.nll_loss(p.log().view(-1, W.shape[0]), y.view(-1)), p
 
 
 @form(regions=0, misses=("NOT_A_REDUCTION",))

@@ -255,7 +255,7 @@ def codes(function, args=None) -> list[str]:
 
 def test_what_is_declined() -> None:
     assert codes(loss_first) == []
-    assert codes(lambda h, W, y: (F.linear(h, W).logsumexp(-1), x := F.linear(h, W), x.logsumexp(-1))[1:]) == ["ESCAPES"]
+    assert codes(lambda h, W, y: (x := F.linear(h, W), x.logsumexp(-1))) == ["ESCAPES"]
     assert codes(lambda h, W, y: (p := F.linear(h, W).softmax(-1), -p.log().mean())) == ["ESCAPES"]    # p: no copy of its own
 
     def changed(h, W, y):

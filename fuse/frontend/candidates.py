@@ -106,7 +106,8 @@ def find_candidates(graph: fx.Graph, min_virtual_bytes: int,
     misses += refusals
     for group in groups:
         try:
-            found.append(_candidate(shadow, group, hints, outermost))
+            candidate = _candidate(shadow, group, hints, outermost)
+            found += [candidate] if candidate.exits else []      # without exits nobody reads what it is made for
         except Refused as refused:
             # A product that only outgrows the smaller of two operands is an everyday layer: nothing to report.
             if refused.miss.code != "ESCAPES" or any(_outgrows_all(a) for a in group.anchors):

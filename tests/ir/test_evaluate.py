@@ -115,6 +115,7 @@ OTHER = {
     "conj": (make("conj", CX), lambda e: e["CX"].conj()),
     "real": (make("real", CX), lambda e: e["CX"].real),
     "imag": (make("imag", CX), lambda e: e["CX"].imag),
+    "given": (make("given", X, 2 * X), lambda e: 2 * e["X"]),
     "bounded": (make("bounded", I, axis=t), lambda e: e["I"]),
     "floordiv": (make("floordiv", I, J), lambda e: e["I"][..., None] // e["J"]),
     "mod": (make("mod", I, J), lambda e: e["I"][..., None] % e["J"]),
