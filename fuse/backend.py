@@ -123,7 +123,7 @@ def bodies(gm: GraphModule) -> Iterator[GraphModule]:
                 todo += [m for m in inner if isinstance(m, GraphModule)]
 
 
-def _detached(gm: GraphModule, escapes: list[Any]) -> Callable[[Any], Any]:
+def _detached(gm: GraphModule, escapes: list[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What is done around the compiled graph, so that outputs that nobody differentiates cost no gradient."""
     if not escapes:
         return lambda compiled: compiled

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 from torch import fx
 
-from fuse.frontend.candidates import Candidate, consumers, elements, flat
+from fuse.frontend.candidates import Candidate, consumers, elements
 from fuse.frontend.context import mutated_arguments
 from fuse.frontend.tables import kind_of
-from fuse.frontend.value import Value, example
+from fuse.frontend.value import Value, example, flat
 
 TAIL = ("pointwise", "view", "reduction", "shaped", "gather")
 

@@ -25,7 +25,6 @@ from fuse.frontend.candidates import (
     contractions,
     dependents,
     elements,
-    flat,
     tensors_of,
 )
 from fuse.frontend.context import mutated_arguments
@@ -34,7 +33,7 @@ from fuse.frontend.symbols import symbol_hints
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import product_of
 from fuse.frontend.tables_gather import ARRANGED
-from fuse.frontend.value import Value, called, example, where
+from fuse.frontend.value import Value, called, example, flat, where
 from fuse.reasons import Miss, size_text
 
 POOLED = 4               # a pool's largest operand against its result; a return's result against its pooled operand

@@ -10,14 +10,14 @@ from functools import cached_property
 
 from torch import fx
 
-from fuse.frontend.candidates import Candidate, consumers, contractions, dependents, elements, flat, tensors_of
+from fuse.frontend.candidates import Candidate, consumers, contractions, dependents, elements, tensors_of
 from fuse.frontend.cascades import Cascades, leaving
 from fuse.frontend.importer import import_candidate
 from fuse.frontend.shadow import Shadow
 from fuse.frontend.symbols import symbol_hints
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import product_of
-from fuse.frontend.value import example, where
+from fuse.frontend.value import example, flat, where
 from fuse.reasons import Miss
 
 LARGE = 2                # times all that a region reads: what grows so is not stored

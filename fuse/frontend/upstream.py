@@ -13,11 +13,12 @@ from dataclasses import replace
 
 from torch import fx
 
-from fuse.frontend.candidates import Candidate, consumers, contractions, dependents, flat
+from fuse.frontend.candidates import Candidate, consumers, contractions, dependents
 from fuse.frontend.cascades import floats, leaving, plain_ops
 from fuse.frontend.tables import kind_of
 from fuse.frontend.tables_contract import product_of
 from fuse.frontend.tables_reduce import SCANS
+from fuse.frontend.value import flat
 from fuse.ir.expr import Axis, topological
 from fuse.ir.program import Program
 

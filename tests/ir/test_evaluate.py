@@ -207,6 +207,7 @@ DERIVATIVES: dict[str, list[Expr]] = {
     "pick": [make("pick", X, J, axis=t), make("pick", X, J - 2, axis=d), make("pick", CX, J, axis=d)],
     "abs": [make("abs", X), make("abs", CX)],
     "stop": [make("stop", X) * X],
+    "given": [make("given", X * Y, X * Y)],
 }
 
 
