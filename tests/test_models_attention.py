@@ -228,6 +228,15 @@ def test_weights_that_are_returned(name, reports, quick_builds, without_aot):  #
     assert kinds(reports)["attention"] == CASES[name].attention - count[0] and count[0] >= 1
 
 
+@pytest.mark.parametrize("name", [name for name in MOSTLY_SLOW if "swin" not in getattr(name, "values", ())])
+def test_loss_and_logits_as_the_model_returns_them(name, reports, quick_builds, without_aot):  # noqa: F811
+    """The logits are stored, the loss is fused all the same; the gradient that arrives at the logits counts."""
+    judge(*made(name), lambda out: (out.loss, out.logits))
+    assert kinds(reports)[HEAD] == 1 and kinds(reports)["attention"] == CASES[name].attention
+    assert not [m for r in reports for m in r.misses if m.code == "ESCAPES"]
+    assert "STORED" in [n.code for r in reports for region in r.regions for n in region.notes]
+
+
 def test_one_compile_for_every_length(reports, quick_builds, without_aot):  # noqa: F811
     model, inputs = made("bert")
     compiled = torch.compile(lambda **kw: model(**kw).loss, backend="fuse", dynamic=True, options=OPTIONS)
