@@ -180,6 +180,18 @@ def test_under_autocast(quick_builds, without_inductor):  # noqa: F811
         assert error(found, expected) < 2.0 ** -6
 
 
+def test_one_compile_for_every_size(quick_builds, without_inductor):  # noqa: F811
+    """Sizes that a piece of the graph needs outside are among its results."""
+    h, W, y = arguments()
+    compiled = torch.compile(two_views_and_the_value, backend="fuse", dynamic=True, options=OPTIONS)
+    torch._dynamo.utils.counters.clear()
+    for length in (T, 13, 17):
+        args = [h.detach()[:, :length].clone().requires_grad_(), W, y[:, :length].clone()]
+        judge(two_views_and_the_value, compiled, args, from_both)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.slow
 def test_under_inductor(quick_builds):  # noqa: F811
     judge(two_views_and_the_value, compiled_of(two_views_and_the_value), arguments(), from_both)
 
