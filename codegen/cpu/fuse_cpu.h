@@ -268,21 +268,25 @@ template <class T> INLINE const T* line(const T* p, const Walk& w, int n, T* cop
   return copy;
 }
 
-// A tile by rows and columns, read along the columns: the memory itself, or a copy if only its rows are contiguous. Sixteen
-// columns of the copy are filled at a time, and its lines are of odd length, so that they do not share cache sets.
+// A tile by rows and columns, read along the columns: the memory itself, or a copy if only its rows are contiguous. Blocks of
+// 16 columns x 64 rows stay in the first cache on either side; lines of the copy are of odd length, so that they do not share
+// cache sets.
 template <class T> struct Tile {
   const T* p;
   Walk row, col;
 };
-template <class T> SHARED Tile<T> upright(const T* p, const Walk& row, const Walk& col, int nr, int nc, T* copy) {
+template <class T>
+SHARED Tile<T> upright(const T* p, const Walk& row, const Walk& col, int nr, int nc, T* copy, int threads) {
   if (row.table || col.table || row.stride != 1 || col.stride == 1) return {p, row, col};
   const int64_t ld = nc + 16;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int j0 = 0; j0 < nc; j0 += 16)
-    for (int j = j0; j < nc && j < j0 + 16; ++j) {
-      const T* __restrict from = p + row.base + col(j);
-      T* __restrict to = copy + j;
-      for (int r = 0; r < nr; ++r) to[r * ld] = from[r];
-    }
+    for (int r0 = 0; r0 < nr; r0 += 64)
+      for (int r = r0; r < nr && r < r0 + 64; ++r) {
+        const T* __restrict from = p + row.base + r;
+        T* __restrict to = copy + r * ld;
+        for (int j = j0; j < nc && j < j0 + 16; ++j) to[j] = from[col(j)];
+      }
   return {copy, {0, ld, nullptr}, {0, 1, nullptr}};
 }
 

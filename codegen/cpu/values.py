@@ -243,7 +243,7 @@ class Values:
             walks = [self.walk(load, d, frame) for d in ("row", "col")]
             count = f"({name}_{axes[1][0]} == 1 ? 0 : R * (C + 16))"
             copy = self.ctx.task.take(f"{name}_tile_copy", self.ctx.ctype(load.out), count)
-            col.add(f"const auto {name}_tile = upright({name}, {walks[0]}, {walks[1]}, nr, nc, {copy});")
+            col.add(f"const auto {name}_tile = upright({name}, {walks[0]}, {walks[1]}, nr, nc, {copy}, inner);")
             col.things["tile", name] = True
         return f"{name}_tile"
 

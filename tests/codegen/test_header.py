@@ -25,7 +25,7 @@ extern "C" void all_over(const float* x, float d, float* y, int n) {
   strips(n, [&](int c, int) EACH { y[c] = over(x[c], i); });
 }
 extern "C" void turned_tile(const float* p, int64_t ld, int nr, int nc, float* copy, float* out) {
-  const Tile<float> t = upright<float>(p, {0, 1, nullptr}, {0, ld, nullptr}, nr, nc, copy);
+  const Tile<float> t = upright<float>(p, {0, 1, nullptr}, {0, ld, nullptr}, nr, nc, copy, 2);
   for (int r = 0; r < nr; ++r) for (int c = 0; c < nc; ++c) out[r * nc + c] = t.p[t.row(r) + t.col(c)];
 }
 extern "C" void product(int m, int n, int k, const float* a, int ta, const float* b, int tb, float beta, float* c) {

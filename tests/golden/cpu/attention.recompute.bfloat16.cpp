@@ -147,7 +147,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           const Walk w1_col = {col0 * l1_i0, l1_i0, nullptr};
           const bool* l1_line = line(l1, w1_col, nc, l1_copy);
           const Walk w3_col = {col0 * l3_i0, l3_i0, nullptr};
-          const auto l3_tile = upright(l3, w3_row, w3_col, nr, nc, l3_tile_copy);
+          const auto l3_tile = upright(l3, w3_row, w3_col, nr, nc, l3_tile_copy, inner);
           const Walk w4_col = {col0 * l4_i0, l4_i0, nullptr};
           const bf16* l4_line = line(l4, w4_col, nc, l4_copy);
 #pragma omp parallel for num_threads(inner) if (inner > 1)
