@@ -115,7 +115,8 @@ class Report:
 def _region_lines(region: RegionReport) -> list[str]:
     schedules = "; ".join(f"{name} {schedule}" for name, schedule in region.schedules.items())
     rows = [("at", _place(region.where)), ("walks", ", ".join(f"{s.rpartition(':')[2]} positions" for s in region.streams)),
-            ("reads", _types(region.inputs)), ("gives", _types(region.outputs)), ("not stored", size_text(region.bytes_saved)),
+            ("reads", _types(region.inputs)), ("gives", _types(region.outputs)),
+            ("not stored", size_text(region.bytes_saved) if region.bytes_saved else ""),
             ("forward", f"{region.flops / 1e9:.3g} GFLOP" if region.flops else ""),
             ("kernels", f"{region.target}: {schedules}" if schedules else region.target)]
     rows += [("filter", f"{name} may leave out what is below {eps:.3g} of its row's cotangent")

@@ -180,6 +180,18 @@ def test_under_autocast(quick_builds, without_inductor):  # noqa: F811
         assert error(found, expected) < 2.0 ** -6
 
 
+def test_under_autocast_inside_the_function(quick_builds, without_inductor):  # noqa: F811
+    """What accelerate makes of a model: its logits are widened outside, and the gradient that arrives there is float32."""
+    def model(h, W, y):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, x = loss_first(h, W, y)
+        return loss, x.float()
+    compiled, args = compiled_of(model, require=["softmax-over-vocabulary"]), arguments()
+    for objective in (from_losses, from_both):
+        for found, expected in zip(run(compiled, args, objective), run(model, args, objective), strict=True):
+            assert found.dtype is expected.dtype and error(found, expected) < 2.0 ** -6
+
+
 def test_one_compile_for_every_size(quick_builds, without_inductor):  # noqa: F811
     """Sizes that a piece of the graph needs outside are among its results."""
     h, W, y = arguments()
@@ -237,6 +249,21 @@ def test_nothing_of_their_size_is_made_besides(quick_builds, without_inductor): 
     assert large(loss_first) > 2 and large(compiled) == 1
 
 
+def test_without_gradients_nothing_is_stored(quick_builds, without_inductor):  # noqa: F811
+    def scores(h, W, y):
+        lp = F.linear(h, W).float().log_softmax(-1)
+        return F.nll_loss(lp, y), lp.gather(-1, y[:, None])[:, 0], -(lp.exp() * lp).sum(-1)
+    n, d, v = 1024, 16, 4096
+    h, W, y = torch.randn(n, d), torch.randn(v, d), torch.randint(0, v, (n,))
+    compiled = compiled_of(scores, require=["softmax-over-vocabulary"])
+    with torch.no_grad():
+        for found, expected in zip(compiled(h, W, y), scores(h, W, y), strict=True):
+            torch.testing.assert_close(found, expected)
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
+        compiled(h, W, y)
+    assert all(e.self_cpu_memory_usage < n * v * 2 for e in p.events() if e.name != "[memory]")
+
+
 def test_a_second_derivative_of_the_logits(quick_builds, without_inductor):  # noqa: F811
     def twice(call):
         h, W, y = arguments()
@@ -290,4 +317,5 @@ def test_inside_a_checkpoint_it_is_declined() -> None:
 def test_the_report_says_what_is_stored_and_how_not_to() -> None:
     (region,) = fuse.explain(loss_first, *arguments(), fuse_options={"min_virtual_bytes": 0}).regions
     (note,) = [n for n in region.notes if n.code == "STORED"]
-    assert "test_escapes.py:" in note.where and f"{B * T * V * 4 / 1024:.1f} KiB" in note.detail and ".loss" in note.reason.hint
+    assert "test_escapes.py:" in note.where and f"float32 of {B * T * V * 4 / 1024:.1f} KiB" in note.detail
+    assert ".loss" in note.reason.hint and region.bytes_saved == 0

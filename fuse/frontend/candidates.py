@@ -340,7 +340,7 @@ def _candidate(shadow: Shadow, group: _Group, hints: dict[str, int], outermost: 
     escapes = escaping(shadow, virtual, anchors)
     stored = stored_for(shadow, anchors, group.virtual, dependent, escapes) if escapes else frozenset[fx.Node]()
     if isinstance(stored, Miss) or (escapes and not (outermost and exits)):
-        raise Refused(stored if isinstance(stored, Miss) else Miss("ESCAPES", where(escapes[0].node), escapes[0].node.name))
+        raise Refused(stored if isinstance(stored, Miss) else Miss("ESCAPES", where(escapes[0].node), escapes[0].cost))
     return Candidate(anchors, virtual, exits, dependent, shadow, hints, where(anchors[0]), escapes=escapes, stored=stored)
 
 

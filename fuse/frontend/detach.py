@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import fx
 
+from fuse.frontend.context import Context, contexts
 from fuse.frontend.escapes import Escape
 from fuse.frontend.value import example
 from fuse.runtime.escaped import attached
@@ -41,6 +42,10 @@ class Piece:
 
     module: fx.GraphModule
     reads: tuple[fx.Node, ...]
+    copies: dict[fx.Node, fx.Node]
+
+    def remade(self, context: dict[fx.Node, Context]) -> Compiled:
+        return Remade(self.module, {copy.name: context[node] for node, copy in self.copies.items()}).run
 
     @classmethod
     def of(cls, owner: fx.GraphModule, nodes: Sequence[fx.Node], first: Sequence[fx.Node] = ()) -> Piece:
@@ -51,7 +56,19 @@ class Piece:
         for node in nodes:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(copies[nodes[-1] if nodes else reads[0]])
-        return cls(fx.GraphModule(owner, graph), reads)
+        return cls(fx.GraphModule(owner, graph), reads, {n: copies[n] for n in nodes})
+
+
+class Remade(fx.Interpreter):
+    """A piece that runs node by node, each under the autocast that surrounds the node it is a copy of."""
+
+    def __init__(self, module: fx.GraphModule, context: dict[str, Context]):
+        super().__init__(module)
+        self.context = context
+
+    def run_node(self, n: fx.Node) -> Any:
+        with self.context.get(n.name, Context()).applied():
+            return super().run_node(n)
 
 
 class Outputs:
@@ -76,7 +93,8 @@ def detach(gm: fx.GraphModule, escapes: Iterable[Escape]) -> Callable[[Compiled]
     table = {e.node: e for e in escapes}
     outputs = Outputs(graph)
     given = [None if n in table else outputs.place(n) for n in output.args[0]]    # type: ignore[union-attr]
-    values: dict[fx.Node, tuple[Source, fx.GraphModule, list[Source]]] = {}
+    context = contexts(tuple(graph.nodes))
+    values: dict[fx.Node, tuple[Source, Compiled, list[Source]]] = {}
     views: list[tuple[int, fx.Node, fx.GraphModule, list[Source]]] = []
     for place, node in enumerate(output.args[0]):    # type: ignore[arg-type]
         if node not in table:
@@ -87,7 +105,7 @@ def detach(gm: fx.GraphModule, escapes: Iterable[Escape]) -> Callable[[Compiled]
                 loose = graph.call_method("detach", (escape.base,))
             loose.meta["example_value"] = example(escape.base).detach()
             make = Piece.of(gm, escape.made)
-            values[escape.base] = outputs.place(loose), make.module, [outputs.place(n) for n in make.reads]
+            values[escape.base] = outputs.place(loose), make.remade(context), [outputs.place(n) for n in make.reads]
         view = Piece.of(gm, escape.views, [escape.base])
         views.append((place, escape.base, view.module, [outputs.place(n) for n in view.reads[1:]]))
     output.args = (tuple(outputs.nodes),)

@@ -16,10 +16,11 @@ from torch import fx
 
 from fuse.frontend.context import mutated_arguments
 from fuse.frontend.shadow import Shadow
+from fuse.frontend.symbols import numel_hint
 from fuse.frontend.tables import kind_of
 from fuse.frontend.value import example, flat, where
 from fuse.private import memory_of
-from fuse.reasons import Miss
+from fuse.reasons import Miss, size_text
 
 PASSED = ("pointwise", "view")
 
@@ -38,6 +39,13 @@ class Escape:
     @property
     def node(self) -> fx.Node:
         return (*self.made, *self.views)[-1]
+
+    @property
+    def cost(self) -> str:
+        """'logits: float32 of 196.5 MiB', by hints."""
+        tensor = example(self.node)
+        size = (numel_hint(tensor) or 0) * tensor.element_size()
+        return f"{self.node.name}: {tensor.dtype} of {size_text(size)}".replace("torch.", "")
 
 
 def escaping(shadow: Shadow, virtual: Collection[fx.Node], anchors: Collection[fx.Node]) -> tuple[Escape, ...]:
@@ -58,7 +66,7 @@ def stored_for(shadow: Shadow, anchors: Iterable[fx.Node], virtual: set[fx.Node]
     ends = [e.node for e in escapes]
     made = within(ends, virtual)
     anchors = set(anchors)
-    miss = Miss("ESCAPES", where(ends[0]), ends[0].name)
+    miss = Miss("ESCAPES", where(ends[0]), escapes[0].cost)
     if not _differentiated(ends[0].graph, dependent) or not all(differentiable(e.base) for e in escapes):
         return miss
     for node in made - anchors:

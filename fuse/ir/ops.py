@@ -244,7 +244,7 @@ POINTWISE = {
     "bounded": unary(integer_, lambda x, **_: x),
     "stop": unary(same, torch.detach, None, lambda sp, a: a),
     # Two names of one value: how it is made, which is differentiated, and where it is stored, which is read.
-    "given": binary(floating, lambda made, kept: kept.expand(torch.broadcast_shapes(made.shape, kept.shape)),
+    "given": binary(floating, lambda made, kept: torch.broadcast_tensors(made, kept)[1],  # type: ignore[no-untyped-call]
                     (lambda n, g: g, None), lambda sp, a, b: b),
     "cast": Op(1, lambda a, at: Type(at["dtype"], a[0].axes), (uncast,)),
     "conj": unary(same, torch.conj_physical, lambda n, g: make("conj", g)),

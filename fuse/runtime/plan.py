@@ -24,7 +24,7 @@ from fuse.ir.text import print_program
 from fuse.log import fail, miss_of
 from fuse.options import Options
 from fuse.passes import Context, compile_program
-from fuse.reasons import Miss, Refused, size_text
+from fuse.reasons import Miss, Refused
 from fuse.report import RegionReport
 from fuse.runtime import ops
 from fuse.runtime.executable import Executable, unbound
@@ -167,8 +167,8 @@ def canonical_text(program: Program) -> str:
 def bytes_virtual(imported: Any) -> int:
     """Bytes of the values that are not stored, as the user's graph would have stored them: of the products that amplify; of
     a scan or a cascade, which have none, everything that does not leave."""
-    given = {*imported.exits}
-    nodes = imported.anchors or [n for n in imported.candidate.virtual if n not in given]
+    given = {*imported.exits, *imported.candidate.stored}
+    nodes = [n for n in imported.anchors or imported.candidate.virtual if n not in given]
     tensors = [t for n in nodes if isinstance(t := n.meta.get("example_value"), Tensor)]
     return sum((numel_hint(t) or 0) * t.element_size() for t in tensors)
 
@@ -176,9 +176,7 @@ def bytes_virtual(imported: Any) -> int:
 def stored(candidate: Candidate) -> Iterator[Miss]:
     """What the graph gives of the values that would otherwise not be stored, and the bytes it takes."""
     for escape in candidate.escapes:
-        tensor = escape.node.meta["example_value"]
-        size = (numel_hint(tensor) or 0) * tensor.element_size()
-        yield Miss("STORED", where(escape.node), f"{escape.node.name}: {tensor.dtype} of {size_text(size)}".replace("torch.", ""))
+        yield Miss("STORED", where(escape.node), escape.cost)
 
 
 def flops(program: Program, hints: dict[str, int]) -> int:
