@@ -26,10 +26,10 @@ class Imported:
     exits: list[torch.fx.Node]
     where: str | None
     anchors: list[torch.fx.Node]
-    candidate: Any = field(default_factory=lambda: SimpleNamespace(covered=()))
+    candidate: Any = field(default_factory=lambda: SimpleNamespace(covered=(), escapes=(), stored=frozenset()))
 
 
-def find(gm: torch.fx.GraphModule, options: Any) -> tuple[list[Imported], list[Miss]]:
+def find(gm: torch.fx.GraphModule, options: Any, outermost: bool) -> tuple[list[Imported], list[Miss]]:
     """F.cross_entropy(F.linear(h, W), y) of matrices; a loss of anything else is refused."""
     found, misses = [], []
     for node in gm.graph.find_nodes(op="call_function", target=F.cross_entropy):
