@@ -13,6 +13,7 @@ from fuse.ir.verify import verify
 from fuse.passes.differentiate import differentiate
 from fuse.passes.hoist import hoist, orient, regroup
 from fuse.passes.lower import Lowering
+from fuse.passes.masks import masks
 from fuse.passes.merge import Group, merge
 from fuse.passes.nest import nest
 from fuse.passes.plan import Plan, cut, restrict
@@ -57,6 +58,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("recognise", lambda p, _: on_values(p, recognise)),
     # Pushing a pick below log(softmax) uncovers the idiom again.
     ("simplify", lambda p, _: on_values(p, lambda roots: simplify(recognise(simplify(roots))))),
+    ("masks", lambda p, _: on_values(p, masks)),
     ("recurrent", lambda p, c: recurrent(p, c.hints)),
     # Autodiff meets the primitives, so that every derivative is bounded; the backward has no rules of its own.
     ("differentiate", lambda p, c: differentiate(p, c.wrt)),
