@@ -38,7 +38,10 @@ class Cpu:
     def source(self, region: Region, schedule: Schedule) -> str:
         program = tiled(region, schedule)
         native = bool(schedule.knob("native"))
-        return WalkEmitter(program, native).text() if program.scans else Emitter(thin(program), native).text()
+        if program.scans:
+            return WalkEmitter(program, native).text()
+        fixed = {axis: int(n) for axis, n in schedule.knobs if axis in program.dims}
+        return Emitter(thin(program), native, schedule.parallel in ("", "inside"), fixed).text()
 
     def build(self, region: Region, schedule: Schedule, source: str) -> Kernel:
         return CpuKernel(tiled(region, schedule), schedule, library(source), source)

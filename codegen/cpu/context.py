@@ -1,7 +1,7 @@
 """What the parts of the CPU emitter share: the program, the frames being written, the workspace, names of extents."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fuse.codegen.cpu.frame import Frame
@@ -18,6 +18,7 @@ from fuse.codegen.tile import (
     Shift,
     Staged,
     Statement,
+    Store,
     TileProgram,
     Value,
     operands,
@@ -69,10 +70,13 @@ class Work:
 
 class Context:
     """`task`: workspace of each outer thread; `shared`: of the whole launch. Frames are None while not open. `native`: the
-    CPU multiplies bfloat16 faster than float32."""
+    CPU multiplies bfloat16 faster than float32. `inside`: threads may share the loops of a tile. `fixed`: axes whose extents
+    are part of the text. `awaited`: stores of the tile whose memory no loop has asked for yet."""
 
-    def __init__(self, program: TileProgram, native: bool = False):
+    def __init__(self, program: TileProgram, native: bool = False, inside: bool = True, fixed: Mapping[str, int] | None = None):
         self.program, self.native, self.walking = program, native, bool(program.scans)
+        self.inside, self.fixed = inside, dict(fixed or {})
+        self.awaited: list[Store] = []
         self.task, self.shared = Work(), Work()
         self.top = Frame("")
         self.batch: Frame | None = None

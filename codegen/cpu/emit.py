@@ -9,7 +9,7 @@ threads share the loops inside a tile, and the GEMM library threads itself. The 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -53,15 +53,17 @@ class Maps(NamedTuple):
 
 
 class Emitter:
-    def __init__(self, program: TileProgram, native: bool):
-        self.program, self.ctx = program, Context(program, native)
+    """`inside` and `fixed`: see `Context`."""
+
+    def __init__(self, program: TileProgram, native: bool, inside: bool = True, fixed: Mapping[str, int] | None = None):
+        self.program, self.ctx = program, Context(program, native, inside, fixed)
         self.values = Values(self.ctx)
         self.nests = Nests(self.ctx, self.values)
         self.folds = Lanes(self.ctx, self.values, self.nests)
         self.operands = Operands(self.ctx, self.values, self.nests)
         self.states = States(self.ctx, self.nests)
         self.rows = Rows(self.ctx, self.nests, self.operands, self.states)
-        self.values.materialise = self.ensure
+        self.values.materialise, self.values.claim = self.ensure, self.nests.claim
         self.done: set[tuple[str, int]] = set()
 
     # ---- the function -----------------------------------------------------------------------------------------------
@@ -69,7 +71,8 @@ class Emitter:
     def text(self) -> str:
         body = self.kernel_body()
         names = [name for group, _ in arguments(self.program) for name in group]
-        unpack = [f"const int64_t {', '.join(f'{n} = arg[{k + i}]' for i, n in enumerate(names[k:k + 8]))};"
+        known = {self.ctx.extent(axis): str(n) for axis, n in self.ctx.fixed.items()}
+        unpack = [f"const int64_t {', '.join(f'{n} = ' + known.get(n, f'arg[{k + i}]') for i, n in enumerate(names[k:k + 8]))};"
                   for k in range(0, len(names), 8)]
         for dim in ("row", "col"):
             unpack.append(f"const int64_t {dim}s = {' * '.join(map(self.ctx.extent, self.program.dims[dim])) or '1'};")
@@ -153,6 +156,7 @@ class Emitter:
     # ---- one tile ---------------------------------------------------------------------------------------------------
 
     def tile(self, level: Level, stores: list[Store], col: Frame) -> None:
+        self.ctx.awaited = list(stores)
         repeated = self.repeated(level)
         stored = [s for s in level.body if self.ctx.is_stored(s.out) or s.out in repeated]
         while stored:

@@ -317,6 +317,12 @@ template <class T> INLINE void ahead(const T* p, const Walk& outer, int64_t i, c
   const T* later = p + outer(i + AHEAD) + w.base;
   for (int c = 0; c < n; c += 64 / int(sizeof(T))) __builtin_prefetch(later + c);
 }
+// The same for a line that is going to be written.
+template <class T> INLINE void claim(T* p, const Walk& outer, int64_t i, const Walk& w, int64_t n) {
+  if (outer.table || w.table || w.stride != 1 || n > SHORT) return;
+  T* later = p + outer(i + AHEAD) + w.base;
+  for (int64_t c = 0; c < n; c += 64 / int(sizeof(T))) __builtin_prefetch(later + c, 1);
+}
 
 // Where n values may be written: the memory itself if it is a line, else `line`, to be put there later.
 template <class T> INLINE T* direct(T* p, const Walk& w, T* line) { return !w.table && w.stride == 1 ? p + w.base : line; }

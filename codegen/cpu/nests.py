@@ -10,6 +10,7 @@ from fuse.codegen.cpu.values import Strip, Values, ctype_of_sum, times
 from fuse.codegen.tile import Reduce, Store, Value
 
 Sink = Callable[[Frame], None]
+PARALLEL = "#pragma omp parallel for num_threads(inner) if (inner > 1)\n"
 
 
 def index_of(dim: str) -> str:
@@ -26,7 +27,7 @@ class Nests:
         """Loops over `dims`; the first one is shared out among the inner threads."""
         for k, dim in enumerate(dims):
             i = index_of(dim)
-            pragma = "#pragma omp parallel for num_threads(inner) if (inner > 1)\n" if parallel and k == 0 else ""
+            pragma = PARALLEL if parallel and k == 0 and self.ctx.inside else ""
             frame = frame.open(f"{pragma}for (int {i} = 0; {i} < {self.ctx.count(dim)}; ++{i}) {{", {dim: i})
         return frame
 
@@ -35,7 +36,7 @@ class Nests:
             frame = frame.close()
 
     def chunk(self, frame: Frame, dim: str, step: str = "CHUNK", parallel: bool = False) -> Frame:
-        pragma = "#pragma omp parallel for num_threads(inner) if (inner > 1)\n" if parallel else ""
+        pragma = PARALLEL if parallel and self.ctx.inside else ""
         count = self.ctx.count(dim)
         chunk = frame.open(f"{pragma}for (int first = 0; first < {count}; first += {step}) {{")
         chunk.add(f"const int n = int({count}) - first < {step} ? int({count}) - first : {step};")
@@ -170,6 +171,15 @@ class Nests:
             frame.add(f"{line}[c] = {value};")
             frame.after.append(f"{put}put({start}, from({walk}, first), n, {line});")
         return sink
+
+    def claim(self, frame: Frame, dim: str, at: str) -> None:
+        """Asks for the lines that the tile's stores will write some positions later along `dim`: while they are on their way
+        something is computed, where a burst of stores would wait for them."""
+        for store in self.ctx.awaited:
+            if len(store.dims) == 2 and store.dims[0] == dim:
+                outer, last = (self.output_walk(store.buffer, d, frame) for d in store.dims)
+                frame.add(f"claim({self.output_base(store.buffer)}, {outer}, {at}, {last}, {self.ctx.count(store.dims[1])});")
+        self.ctx.awaited = [s for s in self.ctx.awaited if len(s.dims) != 2 or s.dims[0] != dim]
 
     def copy_out(self, frame: Frame, buffer: str, array: Array, dims: tuple[str, ...]) -> None:
         """Stores an array, one line along its last dim at a time."""

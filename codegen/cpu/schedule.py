@@ -35,6 +35,7 @@ SPREAD = {"row": 128, "col": 512}
 BOUNDED = {"row": 128, "col": 256}        # tiles may be skipped: fewer of a long one's columns are needed
 PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a loop nest, not memory
 LANES = 64
+UNROLLED = 256            # elements of a width
 HELD = 1 << 14                  # elements of a scan's state at one point of the stream
 WALK = {"least": 4, "most": 128, "elements": 1 << 15}     # columns; elements of one scan's values
 
@@ -134,7 +135,13 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
             tile["col"] = SLAB["col"]
     tile.update({d: n for d, n in forced.items() if d in tile})
     half = any(slot.dtype == "bfloat16" for slot in program.inputs) and native_bfloat16()
-    return Schedule(kind, tuple(tile.items()), parallel, (("native", 1),) if half else ())
+    return Schedule(kind, tuple(tile.items()), parallel, ((("native", 1),) if half else ()) + fixed(program))
+
+
+def fixed(program: TileProgram) -> tuple[tuple[str, int], ...]:
+    """Short widths that the region itself fixes: the text may hold them, so that loops over them unroll."""
+    widths = ((dim, program.extent(dim).constant) for dim, axes in program.dims.items() if axes == (dim,))
+    return tuple((dim, n) for dim, n in widths if n is not None and n <= UNROLLED)
 
 
 def accumulated(program: TileProgram, state: State) -> list[Axis]:

@@ -22,11 +22,13 @@ class Strip:
 
 
 class Values:
-    """`materialise(value, layout)` is set by the emitter: it stores a value in an array of its home frame."""
+    """Set by the emitter: `materialise(value)` stores a value in an array of its home frame, `claim(frame, dim, position)`
+    asks for memory that is written later."""
 
     def __init__(self, ctx: Context):
         self.ctx = ctx
         self.materialise: Callable[[Value], None] = lambda value: None
+        self.claim: Callable[[Frame, str, str], None] = lambda frame, dim, position: None
 
     def get(self, v: Value, frame: Frame) -> str:
         """The name of `v` in `frame`; declares it, and what it needs, where it is missing."""
@@ -227,7 +229,7 @@ class Values:
         if not along:
             text = f"{base}[{' + '.join(offsets + extra) or '0'}]"
             return self.declare(v, frame, text, self.deepest(tuple(joint), frame) or self._frame_of(("base", base), frame))
-        ahead = (walks[others[-1]], self.relative(others[-1], frame)) if others else None
+        ahead = (others[-1], walks[others[-1]], self.relative(others[-1], frame)) if others else None
         return self.line(v, load, f"{tile}.p" if tile else base, walks[along], offsets, ahead, frame)
 
     def tile(self, load: Load, frame: Frame) -> str:
@@ -250,10 +252,10 @@ class Values:
     def _frame_of(self, key: object, frame: Frame) -> Frame | None:
         return next((f for f in frame.chain if key in f.things), None)
 
-    def line(self, v: Value, load: Load, base: str, walk: str, offsets: list[str], ahead: tuple[str, str] | None,
+    def line(self, v: Value, load: Load, base: str, walk: str, offsets: list[str], ahead: tuple[str, str, str] | None,
              frame: Frame) -> str:
-        """An element through a contiguous line along the strip: the memory itself, or a copy of it. `ahead`: the walk and
-        the position of the loop around the strip, whose later lines are fetched meanwhile."""
+        """An element through a contiguous line along the strip: the memory itself, or a copy of it. `ahead`: the dim, the
+        walk and the position of the loop around the strip, whose later lines are fetched meanwhile."""
         strip, beside = frame.thing("strip"), frame.parent
         assert isinstance(strip, Strip) and beside is not None
         name, ctype = f"l{load.number}", self.ctx.ctype(v)
@@ -267,7 +269,8 @@ class Values:
             start = " + ".join([base, *offsets])
             if ahead is not None:
                 near = " + ".join([base, *offsets[:-1]])
-                beside.add(f"ahead({near}, {ahead[0]}, {ahead[1]}, from({walk}, {strip.base}), {strip.count});")
+                beside.add(f"ahead({near}, {ahead[1]}, {ahead[2]}, from({walk}, {strip.base}), {strip.count});")
+                self.claim(beside, ahead[0], ahead[2])
             beside.add(f"{ctype} {name}_copy[{strip.limit}];",
                        f"const {ctype}* {name}_line = line({start}, from({walk}, {strip.base}), {strip.count}, {name}_copy);")
             beside.things["line", name] = True
