@@ -426,8 +426,8 @@ template <class T> SHARED void start(T* p, int64_t n, T x) {
 // Fresh memory in large pages where the system offers them: faulting in 4 KiB at a time costs as much as filling it.
 SHARED void large_pages(void* p, int64_t bytes) {
 #ifdef __linux__
-  const uintptr_t page = uintptr_t(1) << 21, first = (uintptr_t(p) + page - 1) / page * page, last = (uintptr_t(p) + bytes) / page * page;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  const uintptr_t page = 4096, first = uintptr_t(p) / page * page, last = (uintptr_t(p) + bytes + page - 1) / page * page;
+  if (bytes >= int64_t(1) << 21) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
