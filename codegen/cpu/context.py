@@ -71,12 +71,12 @@ class Work:
 class Context:
     """`task`: workspace of each outer thread; `shared`: of the whole launch. Frames are None while not open. `native`: the
     CPU multiplies bfloat16 faster than float32. `inside`: threads may share the loops of a tile. `fixed`: axes whose extents
-    are part of the text. `awaited`: stores of the tile whose memory no loop has asked for yet."""
+    are part of the text. `awaited`: stores of the tile, and what its products read in place, that no loop has asked for yet."""
 
     def __init__(self, program: TileProgram, native: bool = False, inside: bool = True, fixed: Mapping[str, int] | None = None):
         self.program, self.native, self.walking = program, native, bool(program.scans)
         self.inside, self.fixed = inside, dict(fixed or {})
-        self.awaited: list[Store] = []
+        self.awaited: list[Store | Load] = []
         self.task, self.shared = Work(), Work()
         self.top = Frame("")
         self.batch: Frame | None = None

@@ -26,6 +26,7 @@ from fuse.codegen.cpu.states import States
 from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
 from fuse.codegen.tile import (
+    Affine,
     Dot,
     Level,
     Load,
@@ -156,7 +157,7 @@ class Emitter:
     # ---- one tile ---------------------------------------------------------------------------------------------------
 
     def tile(self, level: Level, stores: list[Store], col: Frame) -> None:
-        self.ctx.awaited = list(stores)
+        self.ctx.awaited = [*stores, *self.multiplied(level)]
         repeated = self.repeated(level)
         stored = [s for s in level.body if self.ctx.is_stored(s.out) or s.out in repeated]
         while stored:
@@ -206,6 +207,13 @@ class Emitter:
         reads.update(v for u in level.updates for v in set(u.values))
         return {s.out for s in level.body if isinstance(s, Point) and s.op in EXPENSIVE and reads[s.out] > 1
                 and "col" in s.out.dims and "row" not in s.out.dims and len(s.out.dims) > 1}
+
+    def multiplied(self, level: Level) -> list[Load]:
+        """Loads that products of the tile read, maybe in place."""
+        sides = [v for s in level.body if isinstance(s, Dot) for v in (s.a, s.b)]
+        sides += [v for u in level.updates if u.wide is not None for v in u.values]
+        found = {v.id: self.program.source_of(v) for v in sides}.values()
+        return [s for s in found if isinstance(s, Load) and all(isinstance(i, Affine) for i in s.index)]
 
     def skip(self, skip: Skip, col: Frame) -> None:
         """Leaves a column tile out if the least value of the form over the tile reaches the bound."""

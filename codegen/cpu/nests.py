@@ -7,7 +7,7 @@ from fuse.codegen.cpu.context import INDEX, Array, Context
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.spell import CTYPE, LOWEST
 from fuse.codegen.cpu.values import Strip, Values, ctype_of_sum, times
-from fuse.codegen.tile import Reduce, Store, Value
+from fuse.codegen.tile import Load, Reduce, Store, Value
 
 Sink = Callable[[Frame], None]
 PARALLEL = "#pragma omp parallel for num_threads(inner) if (inner > 1)\n"
@@ -173,13 +173,20 @@ class Nests:
         return sink
 
     def claim(self, frame: Frame, dim: str, at: str) -> None:
-        """Asks for the lines that the tile's stores will write some positions later along `dim`: while they are on their way
-        something is computed, where a burst of stores would wait for them."""
-        for store in self.ctx.awaited:
-            if len(store.dims) == 2 and store.dims[0] == dim:
-                outer, last = (self.output_walk(store.buffer, d, frame) for d in store.dims)
-                frame.add(f"claim({self.output_base(store.buffer)}, {outer}, {at}, {last}, {self.ctx.count(store.dims[1])});")
-        self.ctx.awaited = [s for s in self.ctx.awaited if len(s.dims) != 2 or s.dims[0] != dim]
+        """Asks for the lines that the tile will write or multiply some positions later along `dim`: they are on their way
+        while something is computed, where a burst of stores, or a product, would wait for them."""
+        def dims_of(s: Store | Load) -> tuple[str, ...]:
+            return s.dims if isinstance(s, Store) else s.out.dims
+
+        for s in [s for s in self.ctx.awaited if len(dims_of(s)) == 2 and dims_of(s)[0] == dim]:
+            self.ctx.awaited.remove(s)
+            if isinstance(s, Store):
+                call, base = "claim", self.output_base(s.buffer)
+                outer, last = (self.output_walk(s.buffer, d, frame) for d in s.dims)
+            else:
+                call, base = "ahead", self.values.base(s, frame)
+                outer, last = (self.values.walk(s, d, frame) for d in s.out.dims)
+            frame.add(f"{call}({base}, {outer}, {at}, {last}, {self.ctx.count(dims_of(s)[1])});")
 
     def copy_out(self, frame: Frame, buffer: str, array: Array, dims: tuple[str, ...]) -> None:
         """Stores an array, one line along its last dim at a time."""
