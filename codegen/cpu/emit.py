@@ -209,11 +209,11 @@ class Emitter:
                 and "col" in s.out.dims and "row" not in s.out.dims and len(s.out.dims) > 1}
 
     def multiplied(self, level: Level) -> list[Load]:
-        """Loads that products of the tile read, maybe in place."""
+        """Loads that products of the tile read, maybe in place, and that are others in the next tile."""
         sides = [v for s in level.body if isinstance(s, Dot) for v in (s.a, s.b)]
         sides += [v for u in level.updates if u.wide is not None for v in u.values]
         found = {v.id: self.program.source_of(v) for v in sides}.values()
-        return [s for s in found if isinstance(s, Load) and all(isinstance(i, Affine) for i in s.index)]
+        return [s for s in found if isinstance(s, Load) and s.out.dims[:1] == ("col",) and all(isinstance(i, Affine) for i in s.index)]
 
     def skip(self, skip: Skip, col: Frame) -> None:
         """Leaves a column tile out if the least value of the form over the tile reaches the bound."""

@@ -140,6 +140,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         for (int64_t col0 = 0; col0 < cols; col0 += C) {
           const int nc = int(cols - col0 < C ? cols - col0 : C);
           const Walk w1_col = {col0 * l1_i2, l1_i2, nullptr};
+          const Walk w2_col = {col0 * l2_i2, l2_i2, nullptr};
           const Walk w0_col = {col0 * l0_i2, l0_i2, nullptr};
           {
 #pragma omp parallel for num_threads(inner) if (inner > 1)
@@ -151,6 +152,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                 float h7[LANES]; fill(h7, float(0));
                 float h9[LANES]; fill(h9, float(float(-INF)));
                 ahead(l1, w1_col, j, from(w1_i3, first), n);
+                ahead(l2, w2_col, j, w2_i4, n4);
                 float l1_copy[CHUNK];
                 const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
                 float* o_t6 = t6 + j * n3 + first;
@@ -228,7 +230,6 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             });
             if (y4_to == y4_line) put(y4 + i0 * y4_i0 + i1 * y4_i1, from(wy4_col, first), n, y4_to);
           }
-          const Walk w2_col = {col0 * l2_i2, l2_i2, nullptr};
           const Mat<float> m11_col_i4 = matrix<float>(l2, w2_col, w2_i4, int64_t(nc), int64_t(n4), m11_col_i4_copy, inner);
           gemm(blas, int64_t(n3), int64_t(n4), int64_t(nc), turned(Mat<float>{t10, n3, false}), m11_col_i4, 1, c2, n4);
         }
@@ -242,6 +243,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         for (int64_t col0 = 0; col0 < cols; col0 += C) {
           const int nc = int(cols - col0 < C ? cols - col0 : C);
           const Walk w1_col = {col0 * l1_i2, l1_i2, nullptr};
+          const Walk wy3_col = {col0 * y3_i2, y3_i2, nullptr};
           {
 #pragma omp parallel for num_threads(inner) if (inner > 1)
             for (int j = 0; j < nc; ++j) {
@@ -250,6 +252,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                 const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
                 float h7[LANES]; fill(h7, float(0));
                 ahead(l1, w1_col, j, from(w1_i3, first), n);
+                claim(y3 + i0 * y3_i0 + i1 * y3_i1, wy3_col, j, wy3_i4, n4);
                 float l1_copy[CHUNK];
                 const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
                 float* o_t6 = t6 + j * n3 + first;
@@ -295,7 +298,6 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               o_t16[c] = v16;
             });
           }
-          const Walk wy3_col = {col0 * y3_i2, y3_i2, nullptr};
 #pragma omp parallel for num_threads(inner) if (inner > 1)
           for (int j = 0; j < nc; ++j) {
             const float v16 = t16[j];
