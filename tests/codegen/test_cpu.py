@@ -111,6 +111,17 @@ def test_bfloat16_products(name: str) -> None:
     agrees(region, found, reference(region, env, case.sizes), ulps=2.0 ** 17)
 
 
+@pytest.mark.parametrize("name", ["cascade", "widths"])
+def test_widths_in_the_text(name: str, quick_builds: None) -> None:  # noqa: F811
+    case = BY_NAME[name]
+    region, env, program = case.region(), case.inputs(), lower(case.region())
+    fixed = tuple((dim, program.extent(dim).evaluate(case.sizes)) for dim, axes in program.dims.items() if axes == (dim,))
+    schedule = Schedule("recompute", (("row", 4), ("col", 8)), "batch", fixed)
+    text = TARGET.source(region, schedule)
+    assert fixed and all(f"n{dim[1:]} = {n}," in text or f"n{dim[1:]} = {n};" in text for dim, n in fixed)
+    agrees(region, TARGET.build(region, schedule, text)(env, case.sizes), reference(region, env, case.sizes))
+
+
 def test_infinite_and_nan_scores() -> None:
     """-inf columns, rows of -inf, +inf and nan: what eager gives for the LSE, the maximum and its place."""
     case = BY_NAME["statistics"]

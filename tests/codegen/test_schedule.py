@@ -13,9 +13,10 @@ from fuse.codegen.cpu import schedule as choice
 from fuse.codegen.cpu.kernel import even, modes
 from fuse.codegen.lower import lower
 from fuse.codegen.tile import Skip
-from fuse.ir.expr import Expr, const, dot, iota, make, where
+from fuse.ir.expr import Axis, Expr, const, dot, iota, make, where
 from fuse.ir.program import Carry, Emit, Kind, Region
-from tests.codegen.regions import BY_NAME, INF, b, d, e, i, j, value
+from fuse.ir.size import Size
+from tests.codegen.regions import BY_NAME, INF, b, d, e, i, j, v, value
 
 LARGE = dict(B=8, T=256, D=768, V=50304, E=64, H=8, G=4, I=2048, J=2048)
 
@@ -70,6 +71,24 @@ def test_threads_go_where_no_sum_crosses_them(monkeypatch: pytest.MonkeyPatch) -
     assert parallel["attention_backward"] == parallel["window"] == "batch"
     assert parallel["both_gradients"] == parallel["shared_bias"] == "inside"
     assert chosen("statistics", LARGE | {"B": 1, "T": 3})[0].parallel == "inside"
+
+
+@pytest.mark.parametrize(("width", "held"), [(Size.of(64), True), (Size.of(choice.UNROLLED), True), (Size.of(257), False),
+                                             (Size.of("K"), False)])
+def test_only_short_widths_that_the_region_fixes_are_text(width: Size, held: bool) -> None:
+    n, k = Axis("n", Size.of(128)), Axis("k", width)
+    x = make("sigmoid", value("x", "float32", n, v, k))
+    region = Region("r", (v,), (n,), (Carry("c", Kind.SUM, x, (v,), (n, k)),))
+    schedule, = TARGET.schedules(region, LARGE | {"K": 64}, None)
+    assert [n for _, n in schedule.knobs] == ([width.constant] if held else [])
+    assert (f" = {width.constant}," in TARGET.source(region, schedule)) == held
+    assert " = 128," not in TARGET.source(region, schedule)
+
+
+def test_threads_that_share_tiles_open_no_parallel_regions() -> None:
+    region = BY_NAME["cascade"].region()
+    assert "#pragma omp" in TARGET.source(region, Schedule("recompute", (), "inside"))
+    assert "#pragma omp" not in TARGET.source(region, Schedule("recompute", (), "batch"))
 
 
 def test_an_unsafe_mode_is_not_run() -> None:
