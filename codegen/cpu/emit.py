@@ -26,7 +26,6 @@ from fuse.codegen.cpu.states import States
 from fuse.codegen.cpu.values import Values
 from fuse.codegen.roles import dim_order
 from fuse.codegen.tile import (
-    Affine,
     Dot,
     Level,
     Load,
@@ -213,7 +212,7 @@ class Emitter:
         sides = [v for s in level.body if isinstance(s, Dot) for v in (s.a, s.b)]
         sides += [v for u in level.updates if u.wide is not None for v in u.values]
         found = {v.id: self.program.source_of(v) for v in sides}.values()
-        return [s for s in found if isinstance(s, Load) and s.out.dims[:1] == ("col",) and all(isinstance(i, Affine) for i in s.index)]
+        return [s for s in found if isinstance(s, Load) and s.out.dims[:1] == ("col",) and not operands(s)]
 
     def skip(self, skip: Skip, col: Frame) -> None:
         """Leaves a column tile out if the least value of the form over the tile reaches the bound."""
