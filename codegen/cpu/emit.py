@@ -4,7 +4,8 @@
     fuse_kernel(buf, arg, blas, work, outer, inner) buf: inputs, then outputs; arg: `arguments`
 
 `outer` threads share the tasks; a task is a batch point (`spread` = 0) or one row tile of one (`spread` = 1). `inner`
-threads share the loops inside a tile, and the GEMM library threads itself. The source does not depend on which is used.
+threads share the loops inside a tile, and the GEMM library threads itself; a schedule that shares tiles leaves out the
+parallel regions of the loops inside, which cost a call each even for one thread.
 """
 from __future__ import annotations
 
