@@ -17,9 +17,10 @@ from fuse.codegen.triton.chain import Chain
 from fuse.codegen.triton.kernel import Sweep, stages_of, sweep
 from fuse.codegen.triton.launch import Machine
 from fuse.codegen.triton.module import directory, load
-from fuse.codegen.triton.pieces import KINDS, Piece, pieces
+from fuse.codegen.triton.pieces import KINDS, RECOMPUTE, Piece, pieces
 from fuse.codegen.triton.schedule import candidates, part
 from fuse.codegen.triton.spell import DTYPES, HEADER, SPELLED_BY_TYPE, SPELLINGS, helpers_of
+from fuse.codegen.triton.stages import staged
 from fuse.codegen.triton.walk import walk
 from fuse.codegen.walk import walks
 from fuse.ir.program import Kind, Region
@@ -30,7 +31,8 @@ def text_of(region: Region, schedule: Schedule) -> tuple[str, list[tuple[Piece, 
     """The module's source and, per piece, the kernel in it."""
     kernels: list[tuple[Piece, Sweep]]
     if walks(region):
-        kernels = [walked(region, schedule)]
+        stages = staged(region) if schedule.knob("staged") else (region,)
+        kernels = [stage(r, part(schedule, k), k) for k, r in enumerate(stages)]
     else:
         kernels = [(p, sweep(f"sweep{k}", p.program, part(schedule, k), stages_of(p.program) if p.slab else ()))
                    for k, p in enumerate(pieces(region, schedule.kind, bool(schedule.knob("apart"))))]
@@ -38,10 +40,14 @@ def text_of(region: Region, schedule: Schedule) -> tuple[str, list[tuple[Piece, 
     return HEADER + helpers_of(body) + body, kernels
 
 
-def walked(region: Region, schedule: Schedule) -> tuple[Piece, Sweep]:
-    """A region with scans, over real numbers and with the schedule's lane in its grid, is one kernel."""
+def stage(region: Region, schedule: Schedule, number: int) -> tuple[Piece, Sweep]:
+    """A region with scans, over real numbers and with the schedule's lane in its grid, is one kernel; as is a stage of one
+    that has none left."""
+    if not walks(region):
+        (piece,) = pieces(region, RECOMPUTE)
+        return piece, sweep(f"sweep{number}", piece.program, schedule)
     program = lower(region, False, str(schedule.knob("lane", "")))
-    kernel = walk("walk0", program)
+    kernel = walk(f"walk{number}", program)
     return Piece(program.region, kernel.program, False), kernel
 
 
@@ -51,8 +57,8 @@ CAPABILITIES = Capabilities(
 
 
 def whole(region: Region, kernels: Sequence[tuple[Piece, Sweep]]) -> Region:
-    """The region whose buffers the kernels see: of a walk that of its one piece."""
-    return kernels[0][0].region if walks(region) else region
+    """The region whose buffers the kernels see: of a walk in one piece that of the piece."""
+    return kernels[0][0].region if walks(region) and len(kernels) == 1 else region
 
 
 def untold(region: Region) -> Miss | None:

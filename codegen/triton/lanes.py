@@ -30,7 +30,7 @@ AHEAD = 4096          # at most so many elements of shared memory each
 def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, Any]) -> Schedule:
     """`forced` overrides the tile's lanes ("row"), and knobs: "lane" (an axis, or "" for none), "span" (columns per tile of
     a rehearsal), "warps", "stages"."""
-    known = {s: hints.get(s, UNKNOWN) for a in number_axes(region).values() for s in a.extent.symbols}
+    known = sizes_of(region, hints)
     lane = lane_of(region, known)
     name = str(forced.get("lane", lane.name if lane else ""))
     program = lower(region, False, name)
@@ -49,6 +49,17 @@ def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, Any]) 
     return Schedule(WALK, (("row", rows), ("col", 1)), "grid", tuple(knobs.items()))
 
 
+def crowded(region: Region, hints: Mapping[str, int]) -> bool:
+    """Whether states are so large that it pays to store what their lanes are mixed by (see `stages`)."""
+    known = sizes_of(region, hints)
+    lane = lane_of(region, known)
+    return (lane is None or lane not in region.grid) and largest_state(region, known) >= HELD
+
+
+def sizes_of(region: Region, hints: Mapping[str, int]) -> dict[str, int]:
+    return {s: hints.get(s, UNKNOWN) for a in number_axes(region).values() for s in a.extent.symbols}
+
+
 def states(region: Region) -> list[list[Axis]]:
     """The widths of every scan."""
     return [[a for a in c.axes if a not in region.grid] for c in region.carries if c.kind is Kind.AFFINE]
@@ -60,14 +71,20 @@ def padded(extent: Size, sizes: Mapping[str, int]) -> int:
 
 def lane_of(region: Region, sizes: Mapping[str, int]) -> Axis | None:
     """The longest grid axis if it is longer than the scans' widths: what they sum then stays in one program. Else a width,
-    where states are large; each program repeats what all of its positions share."""
+    where states are large, over which the least is emitted as a sum: of that each program leaves a part. Each program
+    repeats what all of its positions share."""
     found = lanes(region, dict(sizes))
     inside = [a for a in found if a not in region.grid]
     longest = max((a.extent.evaluate(sizes) for scan in states(region) for a in scan), default=1)
     if found and found[0] in region.grid and found[0].extent.evaluate(sizes) > longest:
         return found[0]
-    held = max(prod(padded(a.extent, sizes) for a in scan) for scan in states(region))
-    return inside[0] if inside and held >= HELD else None
+    if not inside or largest_state(region, sizes) < HELD:
+        return None
+    return min(inside, key=lambda a: sum(prod(b.extent.evaluate(sizes) for b in e.axes) for e in region.emits if a not in e.axes))
+
+
+def largest_state(region: Region, sizes: Mapping[str, int]) -> int:
+    return max(prod(padded(a.extent, sizes) for a in scan) for scan in states(region))
 
 
 def lightened(schedule: Schedule) -> Schedule | None:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from fuse.codegen import Schedule
+from fuse.codegen.roles import refuse
 from fuse.codegen.tile import Load, Point, TileProgram
 from fuse.codegen.triton.emit import dot_dtype
-from fuse.codegen.triton.lanes import WALK, lightened, walked
-from fuse.codegen.triton.pieces import KINDS, Piece, pieces
+from fuse.codegen.triton.lanes import WALK, crowded, lightened, walked
+from fuse.codegen.triton.pieces import KINDS, RECOMPUTE, Piece, pieces
 from fuse.codegen.triton.shapes import chunked_dim, contracted_dims, has_rows, has_tile_dot, rank, tiles
 from fuse.codegen.triton.spell import COSTLY
+from fuse.codegen.triton.stages import staged
 from fuse.codegen.walk import walks
 from fuse.ir.program import Kind, Region
 from fuse.reasons import Refused
@@ -84,16 +86,44 @@ WALKS: dict[int, tuple[Config, Config]] = {      # width -> (products, none)
 REGISTERS, REGISTER_FILE = 255, 65536      # of a thread at most; of a multiprocessor (NVIDIA)
 CUBE: tuple[Config, ...] = (Config(16, 16, 16, 4, 2),)
 KNOBS = ("warps", "stages", "group", "splits", "slab", "chunk", "apart", "precision", "single", "parts", "registers", "lane",
-         "span")
+         "span", "staged")
 
 
 def candidates(region: Region, hints: Mapping[str, int], arch: str, options: Any) -> Sequence[Schedule]:
     """Schedules for `region` on `arch`. `options.tile` overrides tile extents (row, col, deep) and knobs."""
     forced = dict(getattr(options, "tile", None) or {})
     if walks(region):
-        return [walked(region, hints, forced)]
+        return [in_stages(region, hints, arch, forced) or walked(region, hints, forced)]
     found = [s for plan in plans(region, hints) for s in plan.schedules(hints, arch, forced)]
     return list(dict.fromkeys(found))
+
+
+def in_stages(region: Region, hints: Mapping[str, int], arch: str, forced: Mapping[str, Any]) -> Schedule | None:
+    """The schedule of a walk that is cut into stages; None where it is one kernel."""
+    if not forced.get("staged", "lane" not in forced and crowded(region, hints)):
+        return None
+    tile: dict[str, int] = {}
+    knobs: dict[str, Any] = {"staged": 1}
+    try:
+        found = [walked(r, hints, forced) if walks(r) else flat(r, hints, arch, forced) for r in staged(region)]
+    except Refused:
+        return None
+    for k, mine in enumerate(found):
+        tile |= own(dict(mine.tile), tile, k)
+        knobs |= own(dict(mine.knobs), knobs, k)
+    return Schedule(WALK, tuple(tile.items()), "grid", tuple(knobs.items())) if len(found) > 1 else None
+
+
+def flat(region: Region, hints: Mapping[str, int], arch: str, forced: Mapping[str, Any]) -> Schedule:
+    """The schedule of a stage without scans. Refused if it is more than one kernel."""
+    parts = pieces(region, RECOMPUTE)
+    if len(parts) > 1:
+        raise refuse("a stage of several sweeps")
+    plan = Plan(RECOMPUTE, False, parts, accumulated(parts[0], hints))
+    found = next(plan.schedules(hints, arch, forced), None)
+    if found is None:
+        raise refuse("a stage without a schedule")
+    return replace(found, knobs=(*found.knobs, ("flat", 1)))
 
 
 @dataclass(frozen=True)
@@ -143,8 +173,9 @@ def relieved(schedule: Schedule, piece: int, spills: bool, arch: str) -> Schedul
     programs run at once. Then half of the tile's longer side. A walk has remedies of its own.
     """
     mine = part(schedule, piece)
-    if schedule.kind == WALK:
-        return lightened(schedule)
+    if schedule.kind == WALK and not mine.knob("flat"):
+        lighter = lightened(mine)
+        return lighter and replaced(schedule, piece, lighter)
     if spills and arch.startswith("sm") and not mine.knob("registers"):
         most = min(REGISTERS, REGISTER_FILE // (32 * mine.knob("warps", 4)))
         return replace(schedule, knobs=(*schedule.knobs, (f"registers.{piece}", most)))
@@ -152,6 +183,16 @@ def relieved(schedule: Schedule, piece: int, spills: bool, arch: str) -> Schedul
     if mine.extent(side) <= 16:
         return None
     return replace(schedule, tile=(*schedule.tile, (f"{side}.{piece}", mine.extent(side) // 2)))
+
+
+def replaced(schedule: Schedule, piece: int, mine: Schedule) -> Schedule:
+    """`schedule` with `mine` for piece number `piece`, if that is one of several."""
+    if not schedule.knob("staged"):
+        return mine
+    now = part(schedule, piece)
+    tile, knobs = (tuple((f"{n}.{piece}", v) for n, v in new if (n, v) not in old)
+                   for new, old in ((mine.tile, now.tile), (mine.knobs, now.knobs)))
+    return replace(schedule, tile=(*schedule.tile, *tile), knobs=(*schedule.knobs, *knobs))
 
 
 def force(table: Mapping[str, Any], forced: Mapping[str, Any]) -> dict[str, Any]:
