@@ -153,15 +153,24 @@ class _Stages:
 
     def groups(self, results: list[Result], memo: dict[Expr, Expr]) -> list[_Group]:
         """Results that are computed together; those of scans both ways, and with the fewest lanes, choose first."""
-        needs = {r.name: (self.ways(value_of(r), memo), value_of(r)) for r in results}
+        ways = {r.name: self.ways(value_of(r), memo) for r in results}
         groups: list[_Group] = []
-        for r in sorted(results, key=lambda r: (-len(needs[r.name][0]), len(self.lanes.get(needs[r.name][1], ())) or self.most)):
-            ways, value = needs[r.name]
-            home = next((g for g in groups if ways <= g.ways and (g.lanes & self.allowed(value, g) or value not in self.lanes)), None)
-            if home is None:
-                groups.append(home := _Group(ways, frozenset(a for c in self.carries for a in c.axes)))
-            home.lanes &= self.allowed(value, home)
-            home.results.append(r)
+
+        def order(r: Result) -> tuple[int, int]:
+            return -len(ways[r.name]), len(self.lanes.get(value_of(r), ())) or self.most
+
+        def home(r: Result) -> _Group:
+            value, mine = value_of(r), ways[r.name]
+            for g in groups:
+                if mine <= g.ways and (value not in self.lanes or g.lanes & self.allowed(value, g)):
+                    return g
+            groups.append(_Group(mine, frozenset(a for body in self.carries for a in self.widths(body))))
+            return groups[-1]
+
+        for r in sorted(results, key=order):
+            group = home(r)
+            group.lanes &= self.allowed(value_of(r), group)
+            group.results.append(r)
         return groups
 
     def allowed(self, x: Expr, group: _Group) -> Axes:

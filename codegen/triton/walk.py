@@ -43,7 +43,7 @@ WITHOUT_LANES = """\
 pid = tl.program_id(0)
 batch = pid
 """
-BARRIER = "tl.debug_barrier()"      # what some threads of a program have written others may read
+BARRIER = "tl.debug_barrier()"      # orders what different threads of a program read and write in memory
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,12 @@ class _Walk(Frame):
         for name, value in self.carried.items():
             second.add(f"{name} = tl.load({t.parked(name, value)})")
         second.lines += body.lines
+        second.add(BARRIER)
         for name, value in self.carried.items():
             second.add(f"tl.store({t.parked(name, value)}, {name})")
-        second.add(BARRIER)
         self.loops.add("for step in range(0, spans):")
         self.loops.lines += second.lines
+        self.loops.add(BARRIER)
         for name in (s.name for s in self.program.states if s.name in self.carried):
             self.loops.add(f"{name} = tl.load({t.parked(name, self.carried[name])})")
         self.finish(self.against, "_ahead")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,14 +24,19 @@ from fuse.codegen.triton.ahead import meta_inputs
 from fuse.codegen.triton.lanes import lightened
 from fuse.codegen.triton.launch import Bound, Machine
 from fuse.codegen.triton.passage import run_walk
-from fuse.ir.expr import make
+from fuse.codegen.triton.schedule import part, relieved
+from fuse.codegen.triton.stages import staged
+from fuse.codegen.triton.walk import BARRIER
+from fuse.codegen.walk import lanes
+from fuse.ir.expr import make, topological
 from fuse.ir.program import Carry, Emit, Kind
 from fuse.passes import Context, compile_program
 from fuse.reasons import Miss
 from tests.codegen.regions import d, t
-from tests.codegen.test_walk import REFUSED, A, H, X, regions, scanning
+from tests.codegen.test_walk import NAMES, REFUSED, A, H, X, regions, scanning
 from tests.codegen_triton.corpus import launched
 from tests.codegen_triton.corpus import regions as traced
+from tests.codegen_triton.gated import MIXED, SUMS, gated
 from tests.codegen_triton.process import run_interpreted
 from tests.codegen_triton.test_corpus import DEVICES, check
 from tests.forms_attention import FORMS
@@ -84,6 +90,49 @@ def test_states_take_memory_as_the_root_of_the_length():
     assert not kernel.entries and not kernel.kept and not kernel.parked
 
 
+# ---- what threads of one program leave each other in memory ----------------------------------------------------------
+
+def hazards(text):
+    """Memory of its own that a walk reads after a store, or stores to after a read, without a barrier in between."""
+    lines = [(len(line) - len(line.lstrip()), line.strip()) for line in text.splitlines() if line.strip()]
+
+    def block(at, depth):
+        """(what happens in the block that begins at a line, the first line after it); loops happen twice."""
+        found = []
+        while at < len(lines) and lines[at][0] >= depth:
+            if lines[at][1].startswith("for "):
+                body, at = block(at + 1, depth + 4)
+                found += body * 2
+                continue
+            if lines[at][1] == BARRIER:
+                found.append(("barrier", ""))
+            found += re.findall(r"tl\.(load|store)\(([ehw]_\w+)", lines[at][1])
+            at += 1
+        return found, at
+    start = next(k for k, (_, line) in enumerate(lines) if line.startswith("pid ="))
+    seen, bad = set(), []
+    for what, where in block(start, 4)[0]:
+        if what == "barrier":
+            seen.clear()
+        elif ({"load": "store", "store": "load"}[what], where) in seen:
+            bad.append((what, where))
+        seen.add((what, where))
+    return bad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_barriers_order_what_threads_share(name):
+    """Each of them is needed."""
+    region = regions(name)[-1]
+    (schedule,) = HERE.schedules(region, {"T": 4096})
+    text = HERE.source(region, schedule)
+    assert text.count(BARRIER) == 4 and not hazards(text)
+    first, *pieces = text.split(BARRIER)
+    for k in range(len(pieces)):
+        kept = [BARRIER] * k + [""] + [BARRIER] * (len(pieces) - k - 1)
+        assert hazards(first + "".join(b + piece for b, piece in zip(kept, pieces, strict=True))), k
+
+
 # ---- schedules ------------------------------------------------------------------------------------------------------
 
 def test_the_lane_is_a_long_grid_axis_or_a_width_of_a_large_state():
@@ -102,6 +151,55 @@ def test_what_does_not_fit_is_lightened_step_by_step():
     while (schedule := lightened(schedule)) is not None:
         seen.append((schedule.knob("warps"), schedule.knob("stages"), schedule.extent("row")))
     assert seen == [(8, 3, 4), (8, 1, 4), (8, 1, 2), (8, 1, 1), (16, 1, 1)]
+
+
+# ---- stages -----------------------------------------------------------------------------------------------------------
+
+def widths(region):
+    return [len(set(c.axes) - set(region.grid)) for c in region.carries]
+
+
+def test_stages_separate_large_states_from_what_mixes_their_lanes():
+    """Prefix sums both ways, of up to two widths: no stage has sums of different widths, or of both ways without need."""
+    forward, backward = (staged(r) for r in regions("causal flow attention"))
+    assert [widths(r) for r in forward] == [[0, 1, 1, 1, 1], [2]] and not any(r.reverse for r in forward)
+    assert [set(widths(r)) for r in backward] == [{0, 1}, {2}, {2}, {2}, {0, 1}]
+    assert [r.reverse for r in backward] == [False, True, False, True, True]
+    for found in (forward, backward):
+        names = [n for r in found for n in r.stores]
+        for r in found:      # what a stage reads of others they have stored, at every position; no matrix among it
+            read = {e["buffer"] for e in topological(r.bodies) if e.op == "read" and e["buffer"].name in names}
+            assert all(len(b.shape) <= 3 for b in read)
+            assert all(names.index(b.name) < names.index(r.stores[0]) for b in read)
+
+
+def test_a_gate_for_each_row_keeps_rows_as_lanes():
+    """Its gradient needs the state of both ways at once, so one stage has both, and the gradients of columns are parts."""
+    (wide, narrow) = staged(gated()[-1])
+    assert widths(wide) == [2, 2] and widths(narrow) == [1, 1] and [a.name for a in lanes(wide, {"T": 9})] == ["d", "b"]
+
+
+def test_large_states_are_cut_into_stages_and_small_ones_are_not():
+    for size, count in ((128, 2), (16, 1)):
+        (schedule,) = HERE.schedules(gated(size, size)[-1], {"T": 1024})
+        assert len(text_of(gated(size, size)[-1], schedule)[1]) == count
+    (schedule,) = HERE.schedules(regions("selective scan")[-1], {"T": 1024})
+    assert not schedule.knob("staged")
+
+
+def test_a_stage_that_does_not_fit_is_lightened_by_itself():
+    (schedule,) = HERE.schedules(gated(128, 128)[-1], {"T": 1024})
+    lighter = relieved(schedule, 1, True, "sm90")
+    assert part(lighter, 0) != part(lighter, 1) and part(lighter, 0).tile == part(schedule, 0).tile
+    assert part(lighter, 1).knob("warps") == 2 * part(schedule, 1).knob("warps")
+    assert part(lighter, 0).knob("warps") == part(schedule, 0).knob("warps")
+
+
+def test_what_cannot_be_cut_is_left_in_one_piece():
+    """Sums over one width that are multiplied with the state and then summed over the other: no width is a lane of that."""
+    assert staged(MIXED) == (MIXED,) and len(staged(SUMS)) == 3
+    (complex_region, _) = regions("complex state space")
+    assert staged(complex_region) == (complex_region,)
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
@@ -134,6 +232,11 @@ def compiles(name, found, archs):
     launched(name, found, archs, rows)
     check(rows.values())
     assert rows
+    for row in rows.values():      # a barrier of the text is one of the device, where a program is more than one wave
+        usage, wanted = row.launch.usage, row.launch.text.count(BARRIER)
+        assembly = usage.assembly["ptx" if usage.arch.startswith("sm") else "amdgcn"]
+        if part(row.schedule, row.number).knob("warps") > 1:
+            assert len(re.findall(r"\bbar\.sync|\bs_barrier", assembly)) >= wanted, usage
 
 
 def heads(name, width, dtype, patch):

@@ -12,6 +12,7 @@ from fuse.codegen.triton import TARGET
 from fuse.codegen.walk import lanes
 from tests.codegen.check import agrees, reference, strided
 from tests.codegen.test_walk import NAMES, inputs, regions
+from tests.codegen_triton.gated import SUMS, gated
 
 
 def kernel(region, sizes, **tile):
@@ -53,6 +54,28 @@ def test_every_lane(name):
         spread = {n: strided(x, seed=k) for k, (n, x) in enumerate(env.items())}
         for lane in ("", *(a.name for a in lanes(region, sizes))):
             agrees(region, kernel(region, sizes, lane=lane, row=2, span=3)(spread, sizes), wanted)
+
+
+@pytest.mark.parametrize("found, length", [
+    pytest.param(gated()[1:], 3, id="gated"), pytest.param(regions("causal flow attention"), 7, id="flow", marks=pytest.mark.slow)])
+def test_stages(found, length):
+    """What is stored between them, the lanes that this leaves, and parts of sums over those."""
+    sizes = {"T": length}
+    for region in found:
+        env = inputs(region, sizes)
+        spread = {n: strided(x, seed=k) for k, (n, x) in enumerate(env.items())}
+        run = kernel(region, sizes, staged=1, row=2, span=2)
+        assert len(run.kernel.kernels) > 1
+        agrees(region, run(spread, sizes), reference(region, env, sizes))
+
+
+def test_a_stage_without_scans():
+    """Both sums of a matrix, over its rows and over its columns, and then their product, which needs no walk."""
+    region, sizes = SUMS, {"T": 5, "D": 3, "M": 2}
+    env = inputs(region, sizes)
+    run = kernel(region, sizes, staged=1, row=16, col=16)
+    assert [k.name for _, k, _ in run.kernel.kernels] == ["walk0", "walk1", "sweep2"]
+    agrees(region, run(env, sizes), reference(region, env, sizes))
 
 
 def test_sums_over_lanes_repeat_their_bits():

@@ -102,10 +102,11 @@ def walk0(
             t22 = t2[:, None] * t21
             tl.store(y4 + far(part, y4_part) + far(batch, y4_i0) + far(column, y4_i1) + (f3 * y4_i3), tl.sum(tl.where(row_ok[:, None], t22, 0.0), 0), mask=f3_ok)
             p5 = t11
+        tl.debug_barrier()
         tl.store(w_c0 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), c0)
         tl.store(w_p5 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), p5)
         tl.store(w_c1 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), c1)
-        tl.debug_barrier()
+    tl.debug_barrier()
     c0 = tl.load(w_c0 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
     c1 = tl.load(w_c1 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
     tl.store(y0 + far(batch, y0_i0) + far(row_0, y0_i2) + ((r * y0_i2)[:, None] + (f3 * y0_i3)[None, :]), c0, mask=row_ok[:, None] & f3_ok[None, :])
