@@ -190,8 +190,8 @@ def replaced(schedule: Schedule, piece: int, mine: Schedule) -> Schedule:
     if not schedule.knob("staged"):
         return mine
     now = part(schedule, piece)
-    tile, knobs = (tuple((f"{n}.{piece}", v) for n, v in new if (n, v) not in old)
-                   for new, old in ((mine.tile, now.tile), (mine.knobs, now.knobs)))
+    tile = tuple((f"{n}.{piece}", v) for n, v in mine.tile if (n, v) not in now.tile)
+    knobs = tuple((f"{n}.{piece}", v) for n, v in mine.knobs if (n, v) not in now.knobs)
     return replace(schedule, tile=(*schedule.tile, *tile), knobs=(*schedule.knobs, *knobs))
 
 

@@ -260,9 +260,20 @@ def test_scans_compile(make_case, channels, width):
     compiles(f"{make_case.__name__} {channels} {width}", planned(make_case, 8, channels, width), DEVICES)
 
 
+@pytest.mark.parametrize("name, width, arch", [("causal_linear", 128, "sm90")])
+def test_some_causal_heads_compile(name, width, arch, monkeypatch):
+    compiles(f"{name} {width}", heads(name, width, torch.bfloat16, monkeypatch), [arch])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [32, 64, 96, 128])
+def test_gated_heads_compile(width):
+    compiles(f"gated {width}", [(region, {"T": 4096}) for region in gated(width, width, 16)], DEVICES)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("width", [32, 64, 96, 128])
+@pytest.mark.parametrize("width", [32, 64, 96, 128, 256])
 @pytest.mark.parametrize("name", ["causal_linear", "causal_linear_by_products", "causal_flow"])
 def test_causal_heads_compile(name, width, dtype, monkeypatch):
     compiles(f"{name} {width}", heads(name, width, getattr(torch, dtype), monkeypatch), DEVICES)
