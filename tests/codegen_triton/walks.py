@@ -57,7 +57,8 @@ def test_every_lane(name):
 
 
 @pytest.mark.parametrize("found, length", [
-    pytest.param(gated()[1:], 3, id="gated"), pytest.param(regions("causal flow attention"), 7, id="flow", marks=pytest.mark.slow)])
+    pytest.param(gated()[1:], 3, id="gated"),
+    pytest.param(regions("causal flow attention"), 7, id="flow", marks=pytest.mark.slow)])
 def test_stages(found, length):
     """What is stored between them, the lanes that this leaves, and parts of sums over those."""
     sizes = {"T": length}
