@@ -93,7 +93,7 @@ def candidates(region: Region, hints: Mapping[str, int], arch: str, options: Any
     """Schedules for `region` on `arch`. `options.tile` overrides tile extents (row, col, deep) and knobs."""
     forced = dict(getattr(options, "tile", None) or {})
     if walks(region):
-        return [in_stages(region, hints, arch, forced) or walked(region, hints, forced)]
+        return [s for s in (in_stages(region, hints, arch, forced), walked(region, hints, forced)) if s is not None]
     found = [s for plan in plans(region, hints) for s in plan.schedules(hints, arch, forced)]
     return list(dict.fromkeys(found))
 

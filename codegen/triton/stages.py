@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from fuse.codegen.roles import refuse
-from fuse.ir.expr import COMPLEXES, Axis, Buffer, Expr, make, rewrite, topological
+from fuse.ir.expr import COMPLEXES, FLOATS, Axis, Buffer, Expr, make, rewrite, topological
 from fuse.ir.program import Carry, Emit, Kind, Region
 from fuse.reasons import Refused
 
@@ -115,7 +115,8 @@ class _Stages:
             return sum(64 ** len(self.widths(v)) for v in values)
         below = tuple(dict.fromkeys(y for a in args for y in self.cover[a]))
         whole = x in self.carries or any(len(self.widths(a)) == self.most for a in args if a in self.lanes)
-        return below if args and not whole and cost(below) < cost([x]) else (x,)
+        cheaper = cost(below) < cost([x]) or x.dtype not in FLOATS
+        return below if args and not whole and cheaper else (x,)
 
     # ---- regions ----------------------------------------------------------------------------------------------------
 
