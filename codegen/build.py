@@ -133,8 +133,20 @@ def _build(cache: Path | None, key: str, source: str, tool: tuple[str, str]) -> 
         raise Refused(Miss("BUILD_FAILED", None, str(error))) from error
 
 
-def _compile(path: str, text: Path, shared: Path) -> None:
-    command: Sequence[str] = [path, *flags(), f"-I{HEADERS}", "-o", str(shared), str(text)]
+def assembly(source: str) -> str:
+    """What the compiler makes of `source`, as assembler. Raises Refused(NO_COMPILER | BUILD_FAILED)."""
+    tool = compiler()
+    if tool is None:
+        raise Refused(Miss("NO_COMPILER"))
+    with tempfile.TemporaryDirectory(prefix="fuse-") as scratch:
+        text, made = Path(scratch) / "kernel.cpp", Path(scratch) / "kernel.s"
+        text.write_text(source)
+        _compile(tool[0], text, made, "-S")
+        return made.read_text()
+
+
+def _compile(path: str, text: Path, made: Path, *more: str) -> None:
+    command: Sequence[str] = [path, *flags(), *more, f"-I{HEADERS}", "-o", str(made), str(text)]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.SubprocessError as error:

@@ -69,8 +69,9 @@ def fuse_graph(gm: GraphModule, options: Options, before_edit: Callable[[], None
     before_edit()
     moved: dict[Node, Node] = {}
     for body, region in planned:
-        placed = splice(body.graph, region.inputs, region.exits, region.key, moved=moved, takes=region.takes,
-                        gives=region.gives, covered=region.covered)
+        with report.timed("splice"):
+            placed = splice(body.graph, region.inputs, region.exits, region.key, moved=moved, takes=region.takes,
+                            gives=region.gives, covered=region.covered)
         if isinstance(placed, Miss):
             report.misses.append(placed)
         else:
@@ -86,7 +87,8 @@ def _planned(body: GraphModule, options: Options, report: GraphReport, outermost
     from fuse.frontend import find
 
     try:
-        found, misses = find(body, options, outermost)
+        with report.timed("find"):
+            found, misses = find(body, options, outermost)
     except Exception as error:
         if private.steers_dynamo(error):
             raise
@@ -100,7 +102,8 @@ def _planned(body: GraphModule, options: Options, report: GraphReport, outermost
         if options.fuel is not None and report.planned >= options.fuel:
             report.misses.append(Miss("FUEL", imported.where))
             continue
-        region = plan_region(imported, options)
+        with report.timed("plan"):
+            region = plan_region(imported, options)
         if isinstance(region, Miss):
             report.misses.append(region)
         else:

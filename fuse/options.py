@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 TARGETS = ("auto", "cpu", "triton")
+ARCHS = ("cpu", "sm80", "sm89", "sm90", "sm100", "sm120", "gfx942")
 SCHEDULES = ("auto", "recompute", "slab", "least-memory", "fastest")
 DEFAULT_MIN_VIRTUAL_BYTES = 8 << 20     # measured on a CPU: below, the calls cost more than the memory traffic saved
 
@@ -38,6 +39,8 @@ class Options:
     fuel               at most this many regions per graph (for bisection); None: no limit
     mode               Inductor's mode, since torch refuses `mode` beside `options`
     tile               extents of a tile by dimension, e.g. {"row": 16, "col": 32}; None lets the target choose
+    arch               the device kernels are made for, such as "sm90" or "gfx942"; None is the one that is here. Kernels for
+                       another can be looked at (`fuse inspect --arch`), not run
     """
 
     target: str = "auto"
@@ -49,6 +52,7 @@ class Options:
     fuel: int | None = None
     mode: str | None = None
     tile: Mapping[str, int] | None = None
+    arch: str | None = None
 
     @staticmethod
     def parse(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:
@@ -134,6 +138,13 @@ def _mode(name: str, value: Any) -> str | None:
     return None if value is None else str(value)
 
 
+def _arch(name: str, value: Any) -> str | None:
+    known = value.replace("_", "") if isinstance(value, str) else value      # sm_90 is how NVIDIA writes it
+    if known is not None and known not in ARCHS:
+        raise OptionError(f"option {name!r} must be one of {', '.join(ARCHS)}, not {value!r}")
+    return None if known is None else str(known)
+
+
 def _tile(name: str, value: Any) -> dict[str, int] | None:
     if value is None:
         return None
@@ -146,6 +157,7 @@ def _tile(name: str, value: Any) -> dict[str, int] | None:
 _CHECKS: dict[str, Any] = {
     "target": _one_of(*TARGETS), "min_virtual_bytes": _count, "gradient_filter": _gradient_filter,
     "schedule": _one_of(*SCHEDULES), "strict": _flag, "require": _kinds, "fuel": _count, "mode": _mode, "tile": _tile,
+    "arch": _arch,
 }
 
 

@@ -5,34 +5,81 @@ writes the same report to the logger `fuse` (INFO: one line per graph), to TORCH
 """
 from __future__ import annotations
 
-import linecache
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from fuse import private
 from fuse.ir.kinds import KINDS, kind_of, kinds_of
-from fuse.reasons import Miss, size_text
+from fuse.reasons import Miss
 
-__all__ = ["KINDS", "GraphReport", "RegionReport", "Report", "explain", "kind_of", "kinds_of"]
-SCHEMA_VERSION = 1
+__all__ = ["KINDS", "CarryReport", "GraphReport", "RegionReport", "Report", "WalkReport", "explain", "kind_of", "kinds_of"]
+SCHEMA_VERSION = 2
 log = logging.getLogger("fuse.report")
+
+
+@dataclass(frozen=True)
+class CarryReport:
+    """What a walk keeps: `axes` it is kept for, `over` those it is accumulated along, `level` the sweep that computes it."""
+
+    name: str
+    kind: str
+    axes: tuple[str, ...]
+    over: tuple[str, ...]
+    level: int
+    relative_to: str | None
+    dtype: str
+    body: str
+
+
+@dataclass(frozen=True)
+class WalkReport:
+    """One kernel: a walk, or several sweeps, along `streams` for every point of `grid`. Axes are `name:extent`.
+
+    schedule    how the kernel walks its tile program: kind, tile extents, where its threads work
+    eps         what the kernel may leave out of a gradient (`gradient_filter`), relative to the row's cotangent
+    text        the region in the words of the IR; `source` what was made of it
+    resources   compiles the kernel for its device, present or not, and says what it takes (see docs/cli.md)
+    """
+
+    name: str
+    direction: str
+    kind: str
+    streams: tuple[str, ...]
+    grid: tuple[str, ...]
+    reverse: bool
+    sweeps: int
+    carries: tuple[CarryReport, ...]
+    emits: tuple[str, ...]
+    flops: int
+    flops_formula: str
+    schedule: str
+    eps: float | None
+    text: str
+    source: str
+    resources: Callable[[], list[dict[str, Any]]] = field(compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {k: v for k, v in vars(self).items() if k != "resources"}
+        return {**plain, "carries": [vars(c) for c in self.carries]}
 
 
 @dataclass
 class RegionReport:
     """One fused neighbourhood of the graph. Bytes and flops are for the sizes seen while compiling.
 
-    streams       the axes that are walked, with their extents, forward regions only
-    bytes_saved   storage of the values that plain PyTorch would store and fuse does not
-    flops         of one forward walk
-    schedules     how each kernel walks its tile program: kind, tile extents, where its threads work
-    filters       eps of each kernel that may leave out negligible parts of a gradient (`gradient_filter`), by region name
-    sources       the text of every kernel, by region name
-    snapshots     the program as text after every pass
+    streams        the axes that are walked, with their extents, forward walks only
+    bytes_saved    storage of the values that plain PyTorch would store and fuse does not; `bytes_formula` by their sizes
+    flops          of the forward walks; each walk has its own, with a formula
+    sizes          where every size symbol of the formulas is read
+    walks          every kernel, forward and backward
+    seconds        of each pass and of building the kernels; empty if another region of the process had the same plan
+    snapshots      the program as text after every pass
     """
 
     kinds: tuple[str, ...]
@@ -41,28 +88,57 @@ class RegionReport:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     bytes_saved: int = 0
+    bytes_formula: str = "0"
     flops: int = 0
+    sizes: dict[str, str] = field(default_factory=dict)
     target: str = ""
-    schedules: dict[str, str] = field(default_factory=dict)
-    filters: dict[str, float] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
+    walks: tuple[WalkReport, ...] = ()
     notes: tuple[Miss, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
     snapshots: dict[str, Callable[[], str]] = field(default_factory=dict)
     key: str = ""
 
+    @property
+    def schedules(self) -> dict[str, str]:
+        """How each kernel walks, by its name."""
+        return {w.name: w.schedule for w in self.walks if w.schedule}
+
+    @property
+    def filters(self) -> dict[str, float]:
+        """eps of each kernel that may leave out negligible parts of a gradient."""
+        return {w.name: w.eps for w in self.walks if w.eps is not None}
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The text of every kernel, by its name."""
+        return {w.name: w.source for w in self.walks if w.source}
+
     def to_dict(self) -> dict[str, Any]:
-        plain = {k: v for k, v in vars(self).items() if k not in ("notes", "snapshots")}
-        return {**plain, "notes": [n.to_dict() for n in self.notes]}
+        plain = {k: v for k, v in vars(self).items() if k not in ("notes", "snapshots", "walks")}
+        return {**plain, "walks": [w.to_dict() for w in self.walks], "notes": [n.to_dict() for n in self.notes]}
 
 
 @dataclass
 class GraphReport:
-    """One graph that Dynamo captured (a checkpointed body counts with the graph it is part of)."""
+    """One graph that Dynamo captured (a checkpointed body counts with the graph it is part of).
+
+    `seconds`: what fuse spent on it, to find candidates, to plan them (passes and kernels), to edit the graph.
+    """
 
     regions: list[RegionReport] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     nodes: int = 0
     planned: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds what happens inside to the seconds of `stage`."""
+        begun = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - begun
 
     def give_up(self, miss: Miss) -> None:
         """Everything that was fused is undone."""
@@ -75,7 +151,7 @@ class GraphReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {"nodes": self.nodes, "regions": [r.to_dict() for r in self.regions],
-                "misses": [m.to_dict() for m in self.misses]}
+                "misses": [m.to_dict() for m in self.misses], "seconds": self.seconds}
 
 
 @dataclass
@@ -98,66 +174,9 @@ class Report:
                 "graph_breaks": self.graph_breaks}
 
     def __str__(self) -> str:
-        count = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
-        lines = [f"{count}, {len(self.regions)} fused, {len(self.misses)} declined"]
-        lines += ["\n" + _indented(f"graph break: {reason}") for reason in self.graph_breaks]
-        for i, graph in enumerate(self.graphs):
-            lines.append(f"\ngraph {i} ({graph.nodes} nodes)")
-            for region in graph.regions:
-                lines += _region_lines(region)
-            for miss, times in _grouped(graph.misses):
-                lines += _miss_lines(miss, times)
-            if not graph.regions and not graph.misses:
-                lines.append("  no value in it is much larger than what it is made from")
-        return "\n".join(lines)
+        from fuse.report_text import text_of
 
-
-def _region_lines(region: RegionReport) -> list[str]:
-    schedules = "; ".join(f"{name} {schedule}" for name, schedule in region.schedules.items())
-    rows = [("at", _place(region.where)), ("walks", ", ".join(f"{s.rpartition(':')[2]} positions" for s in region.streams)),
-            ("reads", _types(region.inputs)), ("gives", _types(region.outputs)),
-            ("not stored", size_text(region.bytes_saved) if region.bytes_saved else ""),
-            ("forward", f"{region.flops / 1e9:.3g} GFLOP" if region.flops else ""),
-            ("kernels", f"{region.target}: {schedules}" if schedules else region.target)]
-    rows += [("filter", f"{name} may leave out what is below {eps:.3g} of its row's cotangent")
-             for name, eps in region.filters.items()]
-    rows += [("note", str(note)) for note in region.notes]
-    return [f"  FUSED     {', '.join(region.kinds)}"] + [f"    {name:<11}{text}" for name, text in rows if text]
-
-
-def _miss_lines(miss: Miss, times: int) -> list[str]:
-    detail = f" ({miss.detail})" if miss.detail else ""
-    rows = [("at", _place(miss.where)), ("cause", miss.reason.cause + detail), ("hint", miss.reason.hint)]
-    count = f" ({times} times)" if times > 1 else ""
-    return [f"  DECLINED  {miss.code}{count}"] + [f"    {name:<11}{text}" for name, text in rows]
-
-
-def _grouped(misses: list[Miss]) -> list[tuple[Miss, int]]:
-    """Equal refusals once, with their number; what is merely small comes last."""
-    counts: dict[tuple[str, str | None, str], tuple[Miss, int]] = {}
-    for miss in misses:
-        key = miss.code, miss.where, miss.detail
-        first, times = counts.get(key, (miss, 0))
-        counts[key] = first, times + 1
-    return sorted(counts.values(), key=lambda found: found[0].code == "TOO_SMALL")
-
-
-def _place(where: str | None) -> str:
-    """'model.py:12   loss = ...', with the line itself where the file can be read."""
-    file, _, line = (where or "").rpartition(":")
-    text = linecache.getline(file, int(line)).strip() if file and line.isdigit() else ""
-    return f"{where}   {text}" if text else where or "?"
-
-
-def _types(buffers: Iterable[str]) -> str:
-    """'x0: float32[3, 4]' -> 'float32[3, 4]': the names are the compiler's own."""
-    return "; ".join(b.rpartition(": ")[2] for b in buffers)
-
-
-def _indented(text: str) -> str:
-    """A message of several lines without what only its authors need."""
-    lines = [line for line in text.splitlines() if line.strip() and "Developer debug context" not in line]
-    return "\n".join([lines[0], *(f"  {line.strip()}" for line in lines[1:])])
+        return text_of(self)
 
 
 def publish(report: GraphReport) -> None:
@@ -173,11 +192,12 @@ def publish(report: GraphReport) -> None:
     private.trace_artifact("fuse_report", lambda: {"schema": SCHEMA_VERSION, **report.to_dict()})
 
 
-def explain(fn: Callable[..., Any], *args: Any, fuse_options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
+def explain(fn: Callable[..., Any], *args: Any, fuse_options: dict[str, Any] | None = None,
+            fuse_dynamic: bool | None = None, **kwargs: Any) -> Report:
     """What fuse would do with `fn(*args, **kwargs)`. `fn` is a function, a module, or either of them compiled.
 
     The call runs in eager mode while Dynamo records it, side effects included. `fuse_options` are the options that
-    torch.compile would be given. Whatever `fn` raises is raised.
+    torch.compile would be given, `fuse_dynamic` what it calls `dynamic`. Whatever `fn` raises is raised.
     """
     from fuse.backend import fuse_graph
     from fuse.options import Options
@@ -191,7 +211,7 @@ def explain(fn: Callable[..., Any], *args: Any, fuse_options: dict[str, Any] | N
         places.update(private.break_after(gm))
         return gm.forward
     before = private.graph_breaks()
-    compiled: Callable[..., Any] = torch.compile(private.uncompiled(fn), backend=collect)
+    compiled: Callable[..., Any] = torch.compile(private.uncompiled(fn), backend=collect, dynamic=fuse_dynamic)
     compiled(*args, **kwargs)
     found = [reason for reason, count in private.graph_breaks().items() if count > before.get(reason, 0)]
     report.graph_breaks = [f"{places[reason]}: {reason}" if reason in places else reason for reason in found]

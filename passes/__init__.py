@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 
 from fuse.ir.program import Program, Region, on_values
 from fuse.ir.verify import verify
@@ -73,15 +74,17 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
 
 def compile_program(program: Program, context: Context) -> Plan:
     """Runs the pipeline. Refused carries the Miss if the program cannot be streamed."""
-    snapshots = {"import": program}
+    snapshots, seconds = {"import": program}, dict[str, float]()
     for name, step in PIPELINE:
+        begun = perf_counter()
         program = step(program, context)
         verify(program)
-        snapshots[name] = program
+        snapshots[name], seconds[name] = program, perf_counter() - begun
     forward, backward, saved = cut(program, context.backward_regions)
     for part in filter(None, (forward, backward)):
         verify(part)
-    return Plan(forward, backward, saved, _handed_over(forward, saved), tuple(context.notes), snapshots)
+    return Plan(forward, backward, saved, _handed_over(forward, saved), tuple(context.notes), snapshots,
+                seconds)
 
 
 def _handed_over(forward: Program, saved: tuple[str, ...]) -> tuple[str, ...]:

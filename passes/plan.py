@@ -14,6 +14,7 @@ class Plan:
     """`forward` computes the outputs and the buffers `saved`; `backward` reads those, the inputs and the cotangents.
 
     `handed_over` are saved gradients of the slab schedule: computed in the forward, up to a factor, for one use.
+    `snapshots` is the program after every pass, `seconds` what each pass took with the verifier after it.
     """
 
     forward: Program
@@ -22,6 +23,7 @@ class Plan:
     handed_over: tuple[str, ...] = ()
     notes: tuple[Miss, ...] = ()
     snapshots: dict[str, Program] = field(default_factory=dict, compare=False)
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 def names_read(step: Step) -> set[str]:

@@ -47,6 +47,15 @@ class Usage:
     def fits(self) -> bool:
         return self.spills == 0 and self.shared <= SHARED_LIMIT[self.arch]
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"kernel": self.kernel, "arch": self.arch, "registers": self.registers, "spills": self.spills,
+                "shared": self.shared, "fits": self.fits}
+
+
+def machine(arch: str) -> Machine:
+    """A device that need not be here."""
+    return Machine(arch, UNITS.get(arch, 100))
+
 
 class Recorder:
     """Stands for a kernel: keeps the arguments of its launches."""
@@ -63,8 +72,7 @@ def launches(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch:
     source, kernels = text_of(region, schedule)
     module = load(source, directory())
     recorders = [Recorder() for _ in kernels]
-    machine = Machine(arch, UNITS.get(arch, 100))
-    chain = Chain(whole(region, kernels), schedule, machine, [(p, k, r) for (p, k), r in zip(kernels, recorders, strict=True)])
+    chain = Chain(whole(region, kernels), schedule, machine(arch), [(p, k, r) for (p, k), r in zip(kernels, recorders, strict=True)])
     chain(meta_inputs(region, sizes), sizes)
     return [launched(getattr(module, k.name), k, *r.launches[0], arch) for (_, k), r in zip(kernels, recorders, strict=True)]
 

@@ -149,6 +149,12 @@ def print_program(program: Program) -> str:
     return "\n".join(line for _, line in numbered_lines(program)) + "\n"
 
 
+def print_region(region: Region) -> str:
+    """The text of one region, without the declarations that it needs in a program."""
+    lines = [line for owner, line in numbered_lines(Program((), (), (region,))) if owner == region.name]
+    return "\n".join(lines[next(i for i, line in enumerate(lines) if line.startswith("region ")):])
+
+
 def numbered_lines(program: Program) -> list[tuple[str, str]]:
     """The text line by line, each with the name of the step, output or declaration it belongs to."""
     roots = [*program.roots(), *program.anchors]

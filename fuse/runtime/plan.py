@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +16,8 @@ from torch.fx import Node
 from fuse import private
 from fuse.codegen import Target, compile_region
 from fuse.frontend.candidates import Candidate
-from fuse.frontend.symbols import numel_hint
 from fuse.frontend.value import where
-from fuse.ir.expr import FLOATS, Axis, rename_axes, topological
+from fuse.ir.expr import Axis, rename_axes, topological
 from fuse.ir.kinds import kinds_of
 from fuse.ir.program import Program, Region, Term
 from fuse.ir.text import print_program
@@ -27,6 +27,7 @@ from fuse.passes import Context, compile_program
 from fuse.reasons import Miss, Refused
 from fuse.report import RegionReport
 from fuse.runtime import ops
+from fuse.runtime.describe import bytes_virtual, formula_virtual, walks_of
 from fuse.runtime.executable import Executable, unbound
 
 
@@ -38,6 +39,8 @@ class Planned:
     executable: Executable
     key: str
     target: str
+    arch: str | None
+    seconds: dict[str, float]     # by pass, then for the kernels; none if a plan of before is used again
 
     @property
     def inputs(self) -> list[Node]:
@@ -60,19 +63,19 @@ class Planned:
         return [b.dtype for b in self.executable.outputs]
 
     def report(self) -> RegionReport:
-        plan, kernels = self.executable.plan, self.executable.kernels
-        forward = plan.forward
+        plan = self.executable.plan
         hints = dict(self.imported.program.hints)
-        built = {name: {r.name: getattr(k, name, None) for r, k in kernels.items()} for name in ("schedule", "source")}
+        walks = walks_of(self.executable, hints, self.target, self.arch)
+        forward = [w for w in walks if w.direction == "forward"]
+        inputs, outputs = self.executable.inputs, self.executable.outputs
         return RegionReport(
-            kinds=kinds_of(forward), where=self.imported.where,
-            streams=tuple(dict.fromkeys(str(a) for r in forward.regions for a in r.streams)),
-            inputs=tuple(map(str, self.executable.inputs)), outputs=tuple(map(str, self.executable.outputs)),
-            bytes_saved=bytes_virtual(self.imported), flops=flops(forward, hints), target=self.target,
-            schedules={n: str(s) for n, s in built["schedule"].items() if s is not None},
-            filters={r.name: c.eps for r in kernels for c in r.carries if c.eps is not None},
-            sources={n: s for n, s in built["source"].items() if s is not None},
-            notes=(*plan.notes, *self.executable.lacking.values(), *stored(self.imported.candidate)),
+            kinds=kinds_of(plan.forward), where=self.imported.where,
+            streams=tuple(dict.fromkeys(str(a) for r in plan.forward.regions for a in r.streams)),
+            inputs=tuple(map(str, inputs)), outputs=tuple(map(str, outputs)),
+            sizes={s: f"dimension {at.dim} of {self.inputs[at.index].name}" for s, at in self.executable.binding.items()},
+            bytes_saved=bytes_virtual(self.imported), bytes_formula=str(formula_virtual(self.imported)),
+            flops=sum(w.flops for w in forward), target=self.target, walks=walks,
+            notes=(*plan.notes, *self.executable.lacking.values(), *stored(self.imported.candidate)), seconds=dict(self.seconds),
             snapshots={n: partial(print_program, p) for n, p in plan.snapshots.items()}, key=self.key)
 
 
@@ -96,21 +99,26 @@ def _plan(imported: Any, options: Options) -> Planned:
     wrt = wanted_gradients(imported, tensors)
     target = target_for(tensors, options)
     key = key_of(program, wrt, target.name, options)
-    executable = ops.find(key)
+    executable, seconds = ops.find(key), dict[str, float]()
     if executable is None:
         hints = dict(program.hints)
         plan = compile_program(program, Context(hints=hints, wrt=wrt, slab=wants_slab(program, wrt, target, options),
                                                 shared_sweep=target.capabilities.shared, eps=options.eps))
 
+        seconds = dict(plan.seconds)
+
         def build(region: Region) -> Any:
-            return compile_region(region, target, hints, options)
+            begun = perf_counter()
+            kernel = compile_region(region, target, hints, options)
+            seconds["kernels"] = seconds.get("kernels", 0.0) + perf_counter() - begun
+            return kernel
         executable = Executable(program.inputs, plan, build, wrt=wrt, where=imported.where, strict=options.strict)
     needs = tuple(b.name in executable.wrt for b in executable.inputs)
     for part in (executable.training(needs), executable.opaque(needs)) if wrt else (executable.inference(),):
         miss = executable.prepare(part)
         if miss is not None:
             raise Refused(miss)
-    return Planned(imported, ops.register(key, executable), key, target.name)
+    return Planned(imported, ops.register(key, executable), key, target.name, options.arch, seconds)
 
 
 def wants_slab(program: Program, wrt: tuple[str, ...], target: Target, options: Options) -> bool:
@@ -132,8 +140,18 @@ def target_for(tensors: list[Tensor], options: Options) -> Target:
     devices = {t.device.type for t in tensors if t.dim()} or {tensors[0].device.type}
     if len(devices) > 1:
         raise Refused(Miss("TARGET_LACKS", None, f"the operands live on {' and '.join(sorted(devices))}"))
-    name = ("cpu" if devices == {"cpu"} else "triton") if options.target == "auto" else options.target
+    if options.arch not in (None, "cpu"):
+        return target_for_arch(str(options.arch))
+    name = ("cpu" if devices == {"cpu"} or options.arch else "triton") if options.target == "auto" else options.target
     return target_named(name)
+
+
+def target_for_arch(arch: str) -> Target:
+    """Kernels for a GPU that need not be here."""
+    from fuse.codegen.triton import Triton
+    from fuse.codegen.triton.ahead import machine
+
+    return Triton(machine(arch))
 
 
 def target_named(name: str) -> Target:
@@ -164,26 +182,7 @@ def canonical_text(program: Program) -> str:
     return re.sub(r" +# .*", "", text)
 
 
-def bytes_virtual(imported: Any) -> int:
-    """Bytes of the values that are not stored, as the user's graph would have stored them: of the products that amplify; of
-    a scan or a cascade, which have none, everything that does not leave."""
-    given = {*imported.exits, *imported.candidate.stored}
-    nodes = [n for n in imported.anchors or imported.candidate.virtual if n not in given]
-    tensors = [t for n in nodes if isinstance(t := n.meta.get("example_value"), Tensor)]
-    return sum((numel_hint(t) or 0) * t.element_size() for t in tensors)
-
-
 def stored(candidate: Candidate) -> Iterator[Miss]:
     """What the graph gives of the values that would otherwise not be stored, and the bytes it takes."""
     for escape in candidate.escapes:
         yield Miss("STORED", where(escape.node), escape.cost)
-
-
-def flops(program: Program, hints: dict[str, int]) -> int:
-    """Two for every product that a dot of the regions' bodies adds up."""
-    total = 0
-    for region in program.regions:
-        dots = {e.args[0] for e in topological(region.bodies) if e.op == "sum" and e.args[0].op == "mul"}
-        dots |= {c.body for c in region.carries if c.body.op == "mul" and set(c.axes) - set(region.grid)}
-        total += sum(2 * e.type.numel.evaluate(hints) for e in dots if e.dtype in FLOATS)
-    return total
