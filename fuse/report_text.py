@@ -15,6 +15,8 @@ def text_of(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
+    if not report.graphs:
+        return "Dynamo captured no graph: nothing in the call is computed by torch operations that it can follow"
     count = f"{len(report.graphs)} graph{'s' * (len(report.graphs) != 1)}"
     return f"{count}, {len(report.regions)} fused, {len(report.misses)} declined"
 
@@ -62,7 +64,7 @@ def _walk_rows(walk: WalkReport) -> list[tuple[str, str]]:
     grid = f" for each of {' x '.join(walk.grid)}" if walk.grid else ""
     formula = f" = {walk.flops_formula}" if walk.flops else ""
     rows = [("kernel", f"{walk.name}, {walk.direction} {walk.kind}: {sweeps}{grid}{', from the end' * walk.reverse}"),
-            ("  carries", "; ".join(map(_carry, walk.carries))),
+            *(("  carries" if c is walk.carries[0] else " ", _carry(c)) for c in walk.carries),
             ("  emits", "; ".join(e.partition(" = ")[0] for e in walk.emits)),
             ("  work", f"{_flops(walk.flops)}{formula}" if walk.flops else ""), ("  schedule", walk.schedule)]
     if walk.eps is not None:
@@ -71,10 +73,11 @@ def _walk_rows(walk: WalkReport) -> list[tuple[str, str]]:
 
 
 def _carry(carry: CarryReport) -> str:
-    """'sum[a0, a1] of float32 relative to c0, sweep 2'"""
+    """'c2: sum[a0, a1] in float32 relative to c0, sweep 2'"""
     relative = f" relative to {carry.relative_to}" if carry.relative_to else ""
     level = f", sweep {carry.level + 1}" if carry.level else ""
-    return f"{carry.name}: {carry.kind}[{', '.join(carry.axes)}] in {carry.dtype}{relative}{level}"
+    axes = ", ".join(a.rpartition(":")[0] for a in carry.axes)
+    return f"{carry.name}: {carry.kind}[{axes}] in {carry.dtype}{relative}{level}"
 
 
 def _flops(count: int) -> str:
