@@ -228,6 +228,7 @@ def test_a_failing_region_is_left_out_with_one_warning(kernels, monkeypatch):
     with pytest.warns(FuseWarning, match=rf"INTERNAL at {__file__}:\d+.*no such thing") as seen:
         check(step, data(), fused=0, strict=False)
     assert len(seen) == 1 and counters["fuse"]["declined"] == 1 and not kernels.launched
+    assert f"{seen[0].filename}:{seen[0].lineno}" in str(seen[0].message), "the warning stands at the user's own line"
 
 
 def test_strict_raises_instead(kernels, monkeypatch):
@@ -301,8 +302,9 @@ def test_a_front_end_that_fails_leaves_the_graph_alone(kernels, monkeypatch):
     def broken(*_):
         raise KeyError("lost")
     monkeypatch.setattr(fuse.frontend, "find", broken)
-    with pytest.warns(FuseWarning, match="INTERNAL.*lost"):
+    with pytest.warns(FuseWarning, match="INTERNAL.*lost") as seen:
         check(step, data(), fused=0, strict=False)
+    assert seen[0].filename == __file__, "without a place in the program: where the call came from"
 
 
 def refuse(monkeypatch, code):

@@ -17,10 +17,10 @@ def test_the_defaults():
 
 def test_every_option_is_accepted():
     given = {"target": "cpu", "min_virtual_bytes": 0, "gradient_filter": "off", "schedule": "slab", "strict": True,
-             "require": ["attention"], "fuel": 3, "mode": "max-autotune", "tile": {"row": 16}}
+             "require": ["attention"], "fuel": 3, "mode": "max-autotune", "tile": {"row": 16}, "arch": "sm_90"}
     assert set(given) == {f.name for f in fields(Options)}
     parsed = Options.parse(given)
-    assert parsed.require == ("attention",) and parsed.tile == {"row": 16}
+    assert parsed.require == ("attention",) and parsed.tile == {"row": 16} and parsed.arch == "sm90"
 
 
 @pytest.mark.parametrize("options, message", [
@@ -45,6 +45,8 @@ def test_every_option_is_accepted():
     ({"mode": "fast"}, "'mode' must be one of default"),
     ({"tile": {"row": 0}}, "'tile' must map dimensions to positive extents"),
     ({"tile": 16}, "'tile' must map dimensions"),
+    ({"arch": "sm_70"}, "'arch' must be one of cpu, sm80, .*gfx942, not 'sm_70'"),
+    ({"arch": 90}, "'arch' must be one of"),
 ])
 def test_what_is_refused(options, message):
     with pytest.raises(OptionError, match=message):

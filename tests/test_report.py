@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 import fuse
+from fuse.formula import Formula
 from fuse.ir.expr import Axis, Buffer, const, dot, iota, lse, make, read, sum_, where
 from fuse.ir.kinds import kind_of, kinds_of
 from fuse.ir.program import Carry, Kind, Output, Program, Region, Term
@@ -17,6 +18,7 @@ from fuse.ir.size import Size
 from fuse.passes import PIPELINE, Context, compile_program
 from fuse.reasons import Miss, size_text
 from fuse.report import SCHEMA_VERSION, GraphReport, Report
+from fuse.report_text import profile_text
 from tests import stand_in
 
 N, V, D = 37, 101, 16
@@ -144,9 +146,53 @@ def test_a_report_tells_how_each_kernel_walks():
     report = fuse.explain(step, *data(), fuse_options={"min_virtual_bytes": 0, "schedule": "recompute",
                                                       "tile": {"row": 8, "col": 24}})
     region, = json.loads(json.dumps(report.to_dict()))["graphs"][0]["regions"]
-    assert region["target"] == "cpu" and region["schedules"].keys() == region["sources"].keys() and region["schedules"]
-    assert all(s.startswith("recompute, tiles of row 8 x col 24, threads ") for s in region["schedules"].values())
-    assert "tiles of row 8 x col 24" in str(report) and "fuse_kernel" in next(iter(region["sources"].values()))
+    forward, backward = region["walks"]
+    assert region["target"] == "cpu" and (forward["direction"], backward["direction"]) == ("forward", "backward")
+    assert all(w["schedule"].startswith("recompute, tiles of row 8 x col 24, threads ") for w in (forward, backward))
+    assert "tiles of row 8 x col 24" in str(report) and "fuse_kernel" in forward["source"]
+    assert [c["kind"] for c in forward["carries"]] == ["lse", "sum"] and [c["kind"] for c in backward["carries"]] == ["sum", "sum"]
+    assert forward["sweeps"] == 1 and backward["text"].startswith("region region1 streams(")
+    assert region["seconds"].keys() == {*(name for name, _ in PIPELINE), "kernels"}
+    assert report.graphs[0].seconds.keys() == {"find", "plan", "splice"}
+    (use,) = report.regions[0].walks[0].resources()
+    assert use["arch"] == "cpu" and sum(use["instructions"].values()) > 0
+
+
+def test_bytes_and_flops_are_formulas_in_the_sizes_of_the_model(kernels):
+    inputs = dict(zip(("l_h_", "l_w_", "l_y_"), ((N, D), (V, D), (N,)), strict=True))
+    for dynamic in (False, True):
+        region, = fuse.explain(step, *data(), fuse_dynamic=dynamic).regions
+        places = {symbol: place.split() for symbol, place in region.sizes.items()}      # 'dimension 0 of l_h_'
+        values = {symbol: inputs[words[3]][int(words[1])] for symbol, words in places.items()}
+        assert bool(values) is dynamic
+        assert eval(region.bytes_formula, dict(values)) == region.bytes_saved == N * V * 4
+        assert sum(eval(w.flops_formula, dict(values)) for w in region.walks) == region.flops == 2 * N * V * D * 3
+    assert f"= {N}*{V}*4 bytes" in str(fuse.explain(step, *data()))
+
+
+def test_a_formula_keeps_its_factors_and_adds_what_is_alike():
+    n, v = Size.of("n"), Size.of("v")
+    total = Formula.product(2, [n, v + 1]) + Formula.product(4, [n, v + 1]) + Formula.product(1, [Size.of(1), v]) + Formula()
+    assert str(total) == "6*n*(v+1) + v" and total.evaluate({"n": 3, "v": 4}) == 94
+    assert str(Formula()) == "0" and Formula().evaluate({}) == 0
+
+
+def test_equal_layers_are_shown_once_and_share_their_plan(kernels):
+    def layers(h, W, y):
+        return sum(step(h * k, W, y) for k in range(1, 4))
+    report = fuse.explain(layers, *data())
+    assert len(report.regions) == 3 and len({r.key for r in report.regions}) == 1
+    assert str(report).count("FUSED") == 1 and "softmax-over-vocabulary (3 times)" in str(report)
+    assert [bool(r.seconds) for r in report.regions] == [True, False, False]
+    assert "2 of 3 regions share the plan of an equal one" in profile_text(report)
+
+
+def test_kernels_for_a_gpu_can_be_looked_at_without_one():
+    pytest.importorskip("triton")
+    region, = fuse.explain(step, *data(), fuse_options={"min_virtual_bytes": 0, "arch": "sm_80"}).regions
+    assert region.target == "triton" and "tl.load" in region.walks[0].source
+    uses = region.walks[0].resources()
+    assert {u["arch"] for u in uses} == {"sm80"} and all(u["registers"] > 0 and u["fits"] for u in uses)
 
 
 def test_there_is_a_snapshot_after_every_pass(kernels):

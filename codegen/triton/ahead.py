@@ -72,7 +72,8 @@ def launches(region: Region, schedule: Schedule, sizes: Mapping[str, int], arch:
     source, kernels = text_of(region, schedule)
     module = load(source, directory())
     recorders = [Recorder() for _ in kernels]
-    chain = Chain(whole(region, kernels), schedule, machine(arch), [(p, k, r) for (p, k), r in zip(kernels, recorders, strict=True)])
+    recorded = [(p, k, r) for (p, k), r in zip(kernels, recorders, strict=True)]
+    chain = Chain(whole(region, kernels), schedule, machine(arch), recorded)
     chain(meta_inputs(region, sizes), sizes)
     return [launched(getattr(module, k.name), k, *r.launches[0], arch) for (_, k), r in zip(kernels, recorders, strict=True)]
 

@@ -22,7 +22,8 @@ from fuse.cli.errors import ProgramFailed, UsageError
 from fuse.cli.program import Program
 from fuse.cli.replace import Replaced, modules_of
 
-WIDE = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
+WIDE = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64,
+        torch.complex64: torch.complex128}
 NARROWING = {"float": "double", "half": "double", "bfloat16": "double", "cfloat": "cdouble"}
 ARMS = ("eager", "inductor", "fuse")
 Values = dict[str, Tensor]

@@ -122,7 +122,7 @@ def _caches() -> Iterator[Finding]:
     folder = cache_dir()
     if folder is None:
         yield Finding("warn", "cache", "kernels are not kept on disk: each process builds its own",
-                      "FUSE_CACHE_DIR names a folder that only you can write to; TORCHINDUCTOR_FORCE_DISABLE_CACHES switches it off")
+                      "FUSE_CACHE_DIR names their folder; TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 switches it off")
         return
     found = list(entries(folder))
     yield Finding("ok", "cache", f"{len(found)} kernels, {size_text(sum(e.bytes for e in found))}, in {folder}")

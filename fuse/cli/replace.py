@@ -96,7 +96,8 @@ def own(function: types.FunctionType) -> bool:
 def own_class(kind: type) -> bool:
     """A class with plain attributes whose methods the user wrote."""
     methods = (m for m in vars(kind).values() if isinstance(m, types.FunctionType))
-    return hasattr(kind, "__dict__") and kind.__flags__ & HEAP_TYPE != 0 and any(map(own, methods)) and "__slots__" not in vars(kind)
+    plain = bool(kind.__flags__ & HEAP_TYPE) and "__slots__" not in vars(kind)
+    return plain and any(map(own, methods))
 
 
 def names_in(code: types.CodeType) -> set[str]:

@@ -6,6 +6,7 @@ deviations; small ones are written out.
 from __future__ import annotations
 
 import builtins
+import re
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -117,7 +118,8 @@ class Writer:
                 else getattr(gm, name, None)
             lines.append(f"        self.{name} = {self.attribute(name, held)}")
         code = gm.graph.python_code("self")
-        self.imports.update(filter(None, (imported(name, value) for name, value in code.globals.items())))
+        used = {name: value for name, value in code.globals.items() if re.search(rf"\b{re.escape(name)}\b", code.src)}
+        self.imports.update(filter(None, (imported(name, value) for name, value in used.items())))
         body = "\n".join(f"    {line}".rstrip() for line in code.src.strip().splitlines())
         made = f"Graph{len(self.classes)}"
         init = "\n".join(["    def __init__(self):", "        super().__init__()", *lines])

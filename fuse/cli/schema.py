@@ -22,8 +22,8 @@ MISS = {"code": str, "cause": str, "detail": str, "where": (str, None), "hint": 
 CARRY = {"name": str, "kind": str, "axes": [str], "over": [str], "level": int, "relative_to": (str, None), "dtype": str,
          "body": str}
 WALK = {"name": str, "direction": str, "kind": str, "streams": [str], "grid": [str], "reverse": bool, "sweeps": int,
-        "carries": [CARRY], "emits": [str], "flops": int, "flops_formula": str, "schedule": str, "eps": (float, None), "text": str,
-        "source": str}
+        "carries": [CARRY], "emits": [str], "flops": int, "flops_formula": str, "schedule": str, "eps": (float, None),
+        "text": str, "source": str}
 REGION = {"kinds": [str], "where": (str, None), "streams": [str], "inputs": [str], "outputs": [str], "bytes_saved": int,
           "bytes_formula": str, "flops": int, "sizes": {str: str}, "target": str, "walks": [WALK], "notes": [MISS],
           "seconds": {str: float}, "key": str}

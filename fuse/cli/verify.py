@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("verify", help="compare fuse and Inductor with eager mode in float64", description=__doc__)
     add_program(parser)
     parser.add_argument("--reproducer", type=Path, metavar="FILE",
-                        help="write a script that needs nothing of the program; without this, fuse_reproducer.py if an arm is off")
+                        help="write a script that needs nothing of the program; by default fuse_reproducer.py if an arm is off")
     parser.add_argument("--no-reproducer", action="store_true", help="write none")
     screen.add_json(parser)
     parser.set_defaults(run=run)

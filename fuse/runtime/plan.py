@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.fx import Node
@@ -151,7 +151,8 @@ def target_for_arch(arch: str) -> Target:
     from fuse.codegen.triton import Triton
     from fuse.codegen.triton.ahead import machine
 
-    return Triton(machine(arch))
+    target: Any = Triton(machine(arch))
+    return cast(Target, target)
 
 
 def target_named(name: str) -> Target:
