@@ -128,7 +128,7 @@ class Writer:
 
     def attribute(self, name: str, held: Any) -> str:
         if isinstance(held, GraphModule):
-            return f"{self.module(held)}()"
+            return f"torch.fx.symbolic_trace({self.module(held)}())"      # higher-order ops want a graph
         if isinstance(held, Tensor):
             return argument(held)
         raise Unwritable(f"the graph holds {name}, a {type(held).__name__}")
