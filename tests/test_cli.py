@@ -278,7 +278,8 @@ def test_the_cache_is_listed_and_cleared_of_what_is_fuses_own(tmp_path, capsys, 
 def test_the_doctor_looks_at_the_machine(capsys, monkeypatch):
     code, found = document(capsys, "doctor")
     status = {f["check"]: f["status"] for f in found["findings"]}
-    assert code == 0 and status.keys() == {"versions", "backend", "compiler", "gemm", "gpu", "cache"} and status["compiler"] == "ok"
+    assert code == 0 and status.keys() == {"versions", "backend", "compiler", "gemm", "gpu", "cache"}
+    assert status["compiler"] == "ok"
     monkeypatch.setattr("fuse.codegen.build.compiler", lambda: None)
     code, out, _ = run(capsys, "doctor")
     assert code == 1 and "fail   compiler    no C++ compiler" in out and "install g++" in out
@@ -317,7 +318,7 @@ def test_benchmarks_are_run_from_a_checkout(tmp_path, capfd, monkeypatch):
     with pytest.raises(cli.UsageError, match="run fuse bench from a checkout"):
         bench.entry_point(tmp_path)
     (tmp_path / "pyproject.toml").touch()
-    with pytest.raises(cli.UsageError, match="this checkout has no benchmarks/run.py"):
+    with pytest.raises(cli.UsageError, match="this checkout has no benchmarks/run"):
         bench.entry_point(tmp_path)
     (tmp_path / "benchmarks").mkdir()
     script = tmp_path / "benchmarks" / "run.py"

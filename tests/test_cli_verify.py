@@ -141,7 +141,9 @@ def test_modules_arguments_and_closures_are_copied_and_stay_shared():
             return self.head(self.norm(self.embed(x)) * self.rope)
     model = Tied()
 
-    def step(x, scale=torch.ones(1)):
+    one = torch.ones(1)
+
+    def step(x, scale=one):
         return helper(model, x) * scale
 
     def helper(model, x):
@@ -188,7 +190,8 @@ def test_the_truth_is_in_float64_even_where_a_program_casts():
 
 
 def test_the_truth_of_a_comparison_differs_from_eager_by_roundings():
-    program = Program("p", lambda x, w: (x @ w).softmax(-1).sum(0), (torch.randn(9, 8, requires_grad=True), torch.randn(8, 5)), {}, None)
+    args = torch.randn(9, 8, requires_grad=True), torch.randn(8, 5)
+    program = Program("p", lambda x, w: (x @ w).softmax(-1).sum(0), args, {}, None)
     comparison = Comparison(program, {}, False)
     truth, eager = comparison.truth(), comparison.run("eager")
     assert truth.keys() == eager.keys() == {"output", "gradient of args[0]"} and list(leaves(program)) == ["args[0]"]
@@ -202,12 +205,14 @@ def test_who_is_off():
     good = {"y": torch.tensor([1.0, 2.0 + 1e-6]), "k": truth["k"]}
     cases = {"right": good, "slightly worse": {**good, "y": torch.tensor([1.0, 2.0 + 3e-6])},
              "wrong": {**good, "y": torch.tensor([1.0, 2.0 + 1e-4])}, "index": {**good, "k": torch.tensor([1, 1])},
-             "nan": {**good, "y": torch.tensor([1.0, torch.nan])}, "shape": {**good, "y": torch.ones(3)}, "less": {"y": good["y"]}}
+             "nan": {**good, "y": torch.tensor([1.0, torch.nan])}, "shape": {**good, "y": torch.ones(3)},
+             "less": {"y": good["y"]}}
     found = errors(truth, {"eager": good, **cases, "dead": ValueError("no\nmore")})
     assert sorted({e.arm for e in found if e.off}) == ["dead", "index", "less", "nan", "shape", "wrong"]
     assert found[-1] == Error("", "dead", None, None, True, "ValueError: no")
     shown = text(found, ["wrong"], 0)
-    assert "OFF  dead: it raised: ValueError: no" in shown and "not finite OFF" in shown and "took nothing of this program" in shown
+    assert "OFF  dead: it raised: ValueError: no" in shown and "not finite OFF" in shown
+    assert "took nothing of this program" in shown
 
 
 def test_errors_are_relative_to_the_largest_value_and_infinities_must_agree():
@@ -235,8 +240,9 @@ def test_values_are_named_by_their_place():
 def test_inputs_are_written_out_or_drawn_alike():
     base = torch.randn(40, 30) * 3 + 5
     base[:10] = -torch.inf
-    for x in (base.T, base[:, :1].expand(40, 7), torch.randint(3, 9, (200,)), torch.rand(20, 20) < 0.25, torch.tensor([1.5, torch.inf]),
-              torch.randn(9, 9, dtype=torch.complex64), torch.tensor(2, dtype=torch.int32), base[20:].bfloat16().requires_grad_()):
+    for x in (base.T, base[:, :1].expand(40, 7), torch.randint(3, 9, (200,)), torch.rand(20, 20) < 0.25,
+              torch.tensor([1.5, torch.inf]), torch.randn(9, 9, dtype=torch.complex64), torch.tensor(2, dtype=torch.int32),
+              base[20:].bfloat16().requires_grad_()):
         world = {}
         exec(script(Program("p", torch.sin, (torch.ones(1),), {}, None), []).partition("\nclass")[0], world)
         made = eval(argument(x), world)

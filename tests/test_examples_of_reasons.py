@@ -11,7 +11,8 @@ from fuse.reasons_examples import EXAMPLES
 from tests.plain import quick_builds  # noqa: F401 (fixture)
 
 # Codes of circumstances (a machine, an option, a wrapper): their examples are not refused by themselves.
-SAID = ("TOO_SMALL", "NOT_WORTH_IT", "DTENSOR", "UNBOUND_SIZE", "NO_COMPILER", "BUILD_FAILED", "LAUNCH_FAILED", "INTERNAL", "FUEL")
+SAID = ("TOO_SMALL", "NOT_WORTH_IT", "DTENSOR", "UNBOUND_SIZE", "NO_COMPILER", "BUILD_FAILED", "LAUNCH_FAILED",
+        "INTERNAL", "FUEL")
 
 
 def report_of(text):
