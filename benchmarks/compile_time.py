@@ -11,7 +11,8 @@
 Every number comes from a process of its own: seconds from the call of torch.compile to the end of the first backward, less
 those of the second step. `cold` starts from empty caches, `warm` from those that the cold process left. CPU seconds count
 the process and the compilers it ran, which is steadier than the clock on a machine that others use; the arms take turns and
-the least of the repetitions is shown. `over` is the difference to Inductor's row, beside the goal for it (of models: a part of that row's CPU seconds).
+the least of the repetitions is shown. `over` is the difference to Inductor's row, beside the goal for it; of models that is
+a part of Inductor's CPU seconds.
 """
 from __future__ import annotations
 
