@@ -135,7 +135,8 @@ def _show_kernels(report: Report, parsed: argparse.Namespace) -> None:
 
 def _resources(use: dict[str, Any]) -> str:
     if "vector_bits" in use:
-        widths = ", ".join(f"{count} of {width}" + " bits" * width.isdigit() for width, count in use["instructions"].items())
+        widths = ", ".join(f"{count} of {width} bits" if width.isdigit() else f"{count} {width}"
+                           for width, count in use["instructions"].items())
         return f"  {use['kernel']}: vectors of {use['vector_bits']} bits; floating-point instructions: {widths}"
     fits = "" if use["fits"] else "; it does not fit"
     return (f"  {use['kernel']} on {use['arch']}: {use['registers']} registers a thread, {use['spills']} bytes spilled, "
