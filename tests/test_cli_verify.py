@@ -141,10 +141,10 @@ def test_modules_arguments_and_closures_are_copied_and_stay_shared():
             return self.head(self.norm(self.embed(x)) * self.rope)
     model = Tied()
 
-    one = torch.ones(1)
+    ones = torch.ones(2)
 
-    def step(x, scale=one):
-        return helper(model, x) * scale
+    def step(x, scale=ones, *, shift=ones):
+        return (helper(model, x) * scale + shift).sum()
 
     def helper(model, x):
         return model(x).sum()
@@ -154,6 +154,7 @@ def test_modules_arguments_and_closures_are_copied_and_stay_shared():
     assert made(torch.tensor([1, 2])).dtype == torch.float64 and step(torch.tensor([1, 2])).dtype == torch.float32
     assert twin.head.weight is twin.embed.weight and isinstance(twin.head.weight, nn.Parameter) and twin is not model
     assert twin.norm.running_mean.dtype == torch.float64 and twin.rope.dtype == torch.float64
+    assert made.func.__defaults__[0].dtype == made.func.__kwdefaults__["shift"].dtype == torch.float64
     assert copies(model) is twin and copies(F.linear) is F.linear and next(modules_of(step)) is model
     assert int(twin.norm.num_batches_tracked) == 1 and int(model.norm.num_batches_tracked) == 1, "each arm has buffers of its own"
 

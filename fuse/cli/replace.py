@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fuse.log import STDLIB
+
 HEAP_TYPE = 1 << 9       # a class statement made it
 Convert = Callable[[torch.Tensor], torch.Tensor]
 
@@ -71,26 +73,26 @@ class Replaced:
         return made
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
+        """The function over replaced closures, globals and defaults; itself if it reaches no tensor through them."""
         if not own(function):
             return function
-        cells = tuple(types.CellType(self(c.cell_contents)) if _filled(c) else c for c in function.__closure__ or ())
+        closure, defaults, keywords = function.__closure__ or (), function.__defaults__ or (), function.__kwdefaults__ or {}
+        held = [c.cell_contents for c in closure if _filled(c)]
         named = {n: function.__globals__[n] for n in names_in(function.__code__) if n in function.__globals__}
         changed = {n: made for n, v in named.items() if (made := self(v)) is not v}
-        world = {**function.__globals__, **changed} if changed else function.__globals__
-        defaults = self(function.__defaults__)
-        if not changed and defaults == function.__defaults__ and all(
-                a is b or (_filled(a) and a.cell_contents is b.cell_contents) for a, b in
-                zip(cells, function.__closure__ or (), strict=True)):
+        if not changed and all(self(v) is v for v in (*held, *defaults, *keywords.values())):
             return function
-        made = types.FunctionType(function.__code__, world, function.__name__, defaults, cells)
-        made.__kwdefaults__ = self(function.__kwdefaults__)
+        cells = tuple(types.CellType(self(c.cell_contents)) if _filled(c) else c for c in closure)
+        world = {**function.__globals__, **changed} if changed else function.__globals__
+        made = types.FunctionType(function.__code__, world, function.__name__, tuple(map(self, defaults)), cells)
+        made.__kwdefaults__ = {k: self(v) for k, v in keywords.items()}
         return made
 
 
 def own(function: types.FunctionType) -> bool:
     """A function that the user wrote, rather than one of a library: only those are looked into."""
     file = function.__code__.co_filename
-    return "site-packages" not in file and "dist-packages" not in file and not file.startswith("<frozen")
+    return "site-packages" not in file and "dist-packages" not in file and not file.startswith((STDLIB, "<frozen"))
 
 
 def own_class(kind: type) -> bool:
