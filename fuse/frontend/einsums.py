@@ -40,7 +40,7 @@ def _split(graph: fx.Graph, node: fx.Node) -> None:
         for product, operand in zip(products, operands[1:], strict=True):
             # autocast, which leaves no node behind, rounds the operands
             made = torch.einsum(product, made.to(recorded.dtype), example(operand).to(recorded.dtype))
-            result = graph.call_function(node.target, (product, result, operand))
+            result = graph.create_node(node.op, node.target, (product, result, operand))
             result.meta.update(origin, example_value=made)
     node.replace_all_uses_with(result)
     graph.erase_node(node)
