@@ -78,9 +78,9 @@ def machine() -> str:
     return " ".join([next(names, platform.machine()), *known])
 
 
-def child(script: str, arguments: list[str]) -> Any:
+def child(script: str, arguments: list[str], **environment: str) -> Any:
     """What a fresh process of the script prints as its last line, which is JSON. RuntimeError if it fails."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}     # freed blocks go back at once, for every arm alike
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", **environment}     # freed blocks go back at once
     out = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
     if out.returncode:
         raise RuntimeError(out.stderr)

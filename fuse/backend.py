@@ -163,4 +163,5 @@ def reset() -> None:
 
 
 private.capture_row_selections()
+private.ignore_what_is_logged_once()
 fuse.reset = reset  # type: ignore[attr-defined]

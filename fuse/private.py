@@ -5,6 +5,7 @@
     OptimizedModule._orig_mod,                   what torch.compile was given
     _torchdynamo_orig_callable
     torch._dynamo.config.capture_dynamic_output_shape_ops    rows chosen by a mask stay in the graph         2.0
+    torch._dynamo.config.ignore_logging_functions            a warning that is logged once does not end a graph
     torch._inductor.compile_fx.compile_fx        compiles what fuse did not take
     torch._inductor.list_mode_options            translates torch.compile's mode
     torch._inductor.cpp_builder.get_cpp_compiler whether Inductor can compile for the CPU at all
@@ -105,6 +106,17 @@ def capture_row_selections() -> None:
     import torch._dynamo
 
     torch._dynamo.config.capture_dynamic_output_shape_ops = True
+
+
+def ignore_what_is_logged_once() -> None:
+    """Leaves transformers' `logger.warning_once` out of graphs: it would cut GPT-2's between its head and its loss."""
+    import logging
+
+    import torch._dynamo
+
+    once = getattr(logging.Logger, "warning_once", None)
+    if once is not None:
+        torch._dynamo.config.ignore_logging_functions.add(once)
 
 
 def counters() -> Any:
