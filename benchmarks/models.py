@@ -208,28 +208,39 @@ def made(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return (MODELS | NOTHING)[name]().train(), inputs(name)
 
 
-def measured(name: str, repeat: int) -> dict[str, Any]:
-    """What one model gives, in this (fresh) process."""
+def arms(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[dict[str, Callable[..., Any]], dict[str, Step]]:
+    """Calls of the model and training steps, by arm."""
+    calls: dict[str, Callable[..., Any]] = {"eager": model}
+    calls |= {arm: torch.compile(model, backend=arm) for arm in ARMS[1:]}
+    return calls, {arm: partial(trained, call, model, batch) for arm, call in calls.items()}
+
+
+def values_of(name: str) -> dict[str, Any]:
+    """What is found, whether it is right and the memory it takes, in this (fresh) process."""
     import fuse
 
     model, batch = made(name)
     report = fuse.explain(model, **batch)
     torch._dynamo.reset()
-    calls: dict[str, Callable[..., Any]] = {"eager": model}
-    calls |= {arm: torch.compile(model, backend=arm) for arm in ARMS[1:]}
-    steps: dict[str, Step] = {arm: partial(trained, call, model, batch) for arm, call in calls.items()}
+    calls, steps = arms(model, batch)
     peaks = {arm: round(peak_above(step, model.zero_grad, "cpu")) for arm, step in steps.items()}
-    times = interleaved(steps, repeat, "cpu")
-    ratio = statistics.median(f / i for f, i in zip(times["fuse"], times["inductor"], strict=True))
     return {"regions": Counter(k for r in report.regions for k in r.kinds), "graphs": len(report.graphs),
             "misses": Counter(m.code for m in report.misses if m.code != "TOO_SMALL"),
             "breaks": [b.splitlines()[0] for b in report.graph_breaks],
             "stored": sum(n.code == "STORED" for r in report.regions for n in r.notes),
-            "right": right(model, calls, batch), "peaks": peaks, "ratio": round(ratio, 3),
-            "milliseconds": {a: round(statistics.median(t), 1) for a, t in times.items()}}
+            "right": right(model, calls, batch), "peaks": peaks}
 
 
-def compiling(name: str, arm: str) -> float:
+def times_of(name: str, repeat: int) -> dict[str, Any]:
+    """Of steps, in this (fresh) process."""
+    steps = arms(*made(name))[1]
+    interleaved(steps, 2, "cpu")
+    times = interleaved(steps, repeat, "cpu")
+    ratio = statistics.median(f / i for f, i in zip(times["fuse"], times["inductor"], strict=True))
+    return {"ratio": round(ratio, 3), "milliseconds": {a: round(statistics.median(t), 1) for a, t in times.items()}}
+
+
+def first_step(name: str, arm: str) -> float:
     """CPU seconds, in this (fresh) process."""
     model, batch = made(name)
     steps: list[Step] = []
@@ -246,7 +257,7 @@ def compile_times(name: str, repeat: int = 3) -> dict[str, float]:
     for _ in range(repeat):
         for arm in least:
             with tempfile.TemporaryDirectory() as folder:
-                found = child(__file__, [f"--only={name}", f"--compile={arm}"], TORCHINDUCTOR_CACHE_DIR=f"{folder}/inductor",
+                found = child(__file__, ["--only", name, arm], TORCHINDUCTOR_CACHE_DIR=f"{folder}/inductor",
                               FUSE_CACHE_DIR=f"{folder}/fuse", TORCHINDUCTOR_COMPILE_THREADS="1")
             least[arm] = round(min(least[arm], found), 2)
     return least
@@ -264,20 +275,20 @@ def line(*cells: str) -> str:
 
 def row(name: str, m: dict[str, Any]) -> str:
     cells = [name, counted(m["regions"]), "yes" if m["stored"] else "no", counted(m["misses"]), str(len(m["breaks"])),
-             "yes" if m["right"] else "**no**", *(str(m["peaks"][a]) for a in ARMS), f"{m['ratio']:.2f}"]
-    if "compile" in m:
-        cells.append(f"{m['compile']['fuse'] / m['compile']['inductor']:.2f}")
+             "yes" if m["right"] else "**no**", *(str(m["peaks"][a]) for a in ARMS), f"{m['ratio']:.2f}" if "ratio" in m else "-"]
+    if name in NOTHING:
+        cells.append(f"{m['compile']['fuse'] / m['compile']['inductor']:.2f}" if "compile" in m else "-")
     return line(*cells)
 
 
 def table(found: dict[str, dict[str, Any]], names: Iterable[str], *more: str) -> list[str]:
     head = ["model", "regions", "logits stored", "declined", "graph breaks", "right", *(f"{a}, MB" for a in ARMS), "time", *more]
-    return [line(*head), "|" + "---|" * len(head), *(row(n, found[n]) for n in names if n in found), ""]
+    return [line(*head), "|" + "---|" * len(head), *(row(n, found[n]) for n in names if "right" in found.get(n, {})), ""]
 
 
 def page(record: dict[str, Any]) -> str:
     found = record["models"]
-    breaks = sorted({f"- {name}: {text}" for name, m in found.items() for text in m["breaks"]})
+    breaks = sorted({f"- {name}: {text}" for name, m in found.items() for text in m.get("breaks", ())})
     explained = [text.strip() for text in str(__doc__).splitlines() if text.startswith("    ") and "python" not in text]
     return "\n".join([
         "# Models", "", "Made by `python benchmarks/models.py`: random weights, every model as it is, trained for a step.",
@@ -292,18 +303,24 @@ def main() -> None:
     parser.add_argument("--models", type=lambda s: [name for name in s.split(",") if name], default=[*MODELS, *NOTHING])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--only", metavar="MODEL", help=argparse.SUPPRESS)
-    parser.add_argument("--compile", metavar="ARM", help=argparse.SUPPRESS)
+    parser.add_argument("--parts", type=lambda s: s.split(","), default=["values", "times", "compile"], help="of a measurement")
+    parser.add_argument("--only", nargs=2, metavar=("MODEL", "PART"), help=argparse.SUPPRESS)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     if a.only:
-        print(json.dumps(compiling(a.only, a.compile) if a.compile else measured(a.only, a.repeat)))
+        name, part = a.only
+        print(json.dumps(values_of(name) if part == "values" else times_of(name, a.repeat) if part == "times"
+                         else first_step(name, part)))
         return
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"benchmark": "models", "models": {}}
     for name in a.models:
-        found = child(__file__, [f"--only={name}", f"--threads={a.threads}", f"--repeat={a.repeat}"])
-        record["models"][name] = found | ({"compile": compile_times(name)} if name in NOTHING else {})
-        print(row(name, record["models"][name]), flush=True)
+        found = record["models"].setdefault(name, {})
+        for part in ("values", "times"):
+            if part in a.parts:
+                found |= child(__file__, ["--only", name, part, f"--threads={a.threads}", f"--repeat={a.repeat}"])
+        if "compile" in a.parts and name in NOTHING:
+            found["compile"] = compile_times(name)
+        print(name, found, flush=True)
         write(RECORD, record | {"threads": a.threads})
     PAGE.write_text(page(json.loads(RECORD.read_text())))
 

@@ -54,6 +54,7 @@ def arguments(form: Form, seed: int = 0, shape: tuple[int, int, int, int] = (B, 
         "h": lambda: leaf(b, t, d), "W": lambda: leaf(v, d), "y": lambda: y, "bias": lambda: leaf(v), "Wt": lambda: leaf(d, v),
         "mask": lambda: (torch.rand(b, t) > 0.3).float(), "keep": lambda: torch.rand(b, t) > 0.3,
         "weights": lambda: torch.rand(v), "old": lambda: torch.randn(b, t - 1), "advantage": lambda: torch.randn(b),
+        "frequency": lambda: torch.randn(b * t),
         "reference": lambda: torch.randn(2 * (b // 2)), "teacher": lambda: leaf(b, t, d), "V2": lambda: leaf(v, d),
         "q": lambda: torch.softmax(torch.randn(b * t, v), -1), "E": lambda: torch.randn(v, 4), "A": lambda: leaf(2, d),
         "Bm": lambda: leaf(v, 2), "prior": lambda: torch.randn(v), "scale": lambda: torch.tensor(1.7).requires_grad_(),
@@ -658,3 +659,41 @@ def changed_weight(h, W, y):
 @form(regions=0, misses=("FUNCTORCH",))
 def mapped(h, W, y):
     return torch.func.vmap(lambda x, t: F.cross_entropy(F.linear(x, W), t))(h, y).mean()
+
+
+# ---- preferences, retrieval, ranking ---------------------------------------------------------------------------------
+
+@form()
+def unlikelihood(h, W, y):
+    """The label likely, the word before it unlikely."""
+    lp = F.log_softmax(F.linear(h, W), -1)
+    unwanted = lp.gather(-1, y.roll(1, -1).unsqueeze(-1)).squeeze(-1)
+    return F.nll_loss(lp.flatten(0, 1), y.flatten()) - torch.log1p(-unwanted.exp().clamp(max=0.999)).mean()
+
+
+@form()
+def in_batch_softmax(h, teacher, frequency):
+    """Rows of a batch are each other's candidates, corrected by how often they are drawn."""
+    u, v = F.normalize(h.flatten(0, 1), dim=-1), F.normalize(teacher.flatten(0, 1), dim=-1)
+    return F.cross_entropy(u @ v.T / 0.05 - frequency, torch.arange(u.shape[0]))
+
+
+@form()
+def masked_distillation(h, W, teacher, V2, keep):
+    s, t = F.linear(h, W) / 2, F.linear(teacher, V2).detach() / 2
+    kl = F.kl_div(s.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    return (kl * keep).sum() / keep.sum() * 4
+
+
+@form(regions=2)
+def two_heads(h, W, y, V2):
+    now, then = F.linear(h, W).flatten(0, 1), F.linear(h, V2).flatten(0, 1)
+    return F.cross_entropy(now, y.flatten()) + F.cross_entropy(then, y.roll(-1, 1).flatten())
+
+
+@form(regions=0, misses=("OTHER_USER", "OTHER_USER"))
+def plackett_luce(h, W, teacher, V2):
+    """The teacher's order of all words, which takes a sort."""
+    s, t = F.linear(h, W), F.linear(teacher, V2)
+    s = s.gather(-1, t.argsort(-1, descending=True))
+    return (s.flip(-1).logcumsumexp(-1).flip(-1) - s).sum(-1).mean()
