@@ -41,6 +41,12 @@ def blas() -> Blas:
     return found
 
 
+@lru_cache(maxsize=1)
+def zeros() -> torch.Tensor:
+    """What reads of an empty tensor see."""
+    return torch.zeros(2, dtype=torch.int64)
+
+
 def native_bfloat16() -> bool:
     """Whether libtorch exports a bfloat16 GEMM and this CPU has the instructions that make it faster than sgemm."""
     return bool(blas().bgemm) and any(f in cpu_features().split() for f in ("amx_bf16", "avx512_bf16"))
@@ -71,21 +77,22 @@ class CpuKernel:
                                        for x in (i.offset, *(c for _, c in i.terms)) for s in x.symbols}))
         self.run, self.workspace = library.fuse_kernel, library.fuse_workspace
         self.run.restype, self.workspace.restype = None, ctypes.c_int64
+        self.run.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int
+        self.results = tuple(slot.source for slot in program.outputs)
         self.last: Prepared | None = None
 
     def __call__(self, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
         inputs = [env[source] for source, _ in self.expected]
         for x, (source, dtype) in zip(inputs, self.expected, strict=True):
-            if x.dtype != dtype or x.device.type != "cpu":
+            if x.dtype != dtype or not x.is_cpu:
                 raise RuntimeError(f"{source} is {x.dtype} on {x.device}, the kernel is for {dtype} on the CPU")
         ready = self.prepare(inputs, sizes)
         outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in ready.shapes]
-        zero = torch.zeros(2, dtype=torch.int64)       # what reads of an empty tensor see
-        pointers = [(x if x.numel() else zero).data_ptr() for x in inputs] + [y.data_ptr() for y in outputs]
+        pointers = [x.data_ptr() or zeros().data_ptr() for x in inputs] + [y.data_ptr() for y in outputs]
         work = torch.empty(ready.bytes + 64, dtype=torch.uint8)
-        self.run((ctypes.c_void_p * len(pointers))(*pointers), ready.arg, ctypes.byref(blas()),
-                 ctypes.c_void_p((work.data_ptr() + 63) // 64 * 64), ctypes.c_int(ready.outer), ctypes.c_int(ready.inner))
-        return {slot.source: y for slot, y in zip(self.program.outputs, outputs, strict=True)}
+        self.run((ctypes.c_void_p * len(pointers))(*pointers), ready.arg, ctypes.addressof(blas()), (work.data_ptr() + 63) // 64 * 64,
+                 ready.outer, ready.inner)
+        return dict(zip(self.results, outputs, strict=True))
 
     def prepare(self, inputs: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> Prepared:
         """Arguments and shapes, kept from the last launch if nothing that shapes them has changed."""

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from fuse.ir.access import box
 from fuse.ir.align import expand
-from fuse.ir.evaluate import Evaluator, evaluate_output
+from fuse.ir.evaluate import Evaluator
 from fuse.ir.expr import Buffer, Expr, topological
 from fuse.ir.index import affine
 from fuse.ir.program import Check, Define, Output, Program, Region, Step
 from fuse.ir.reference import run_region
 from fuse.log import fail, miss_of
 from fuse.passes import Plan, restrict
-from fuse.private import assert_on_device, memory_of
+from fuse.private import assert_on_device
 from fuse.reasons import Miss
+from fuse.runtime.results import Results, roots
 
 Needs = tuple[bool, ...]
 Sizes = Mapping[str, Any]
@@ -47,9 +48,17 @@ class Part:
         return tuple(o.buffer for o in self.program.outputs) + self.kept
 
     @cached_property
+    def reads(self) -> frozenset[str]:
+        return frozenset(b.name for b in self.inputs)
+
+    @cached_property
+    def made(self) -> Results:
+        return Results(self.program, self.kept)
+
+    @cached_property
     def dropped(self) -> list[set[str]]:
         """After step i: the names that nothing reads any more, so that their memory is given back."""
-        live = {b.name for b in self.kept} | _names(_roots(self.program.outputs))
+        live = {b.name for b in self.kept} | _names(roots(self.program.outputs))
         dropped: list[set[str]] = []
         for step in reversed(self.program.steps):
             seen = _names((step.value,) if isinstance(step, Define) else step.bodies) | set(_stores(step))
@@ -147,19 +156,22 @@ class Executable:
 
     def pick(self, part: Part, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """The inputs that `part` reads, by name."""
-        wanted = {b.name for b in part.inputs}
-        return {b.name: t for b, t in zip(self.inputs, tensors, strict=True) if b.name in wanted}
+        return {b.name: t for b, t in zip(self.inputs, tensors, strict=True) if b.name in part.reads}
 
     def run(self, part: Part, env: dict[str, Tensor], sizes: Sizes) -> list[Tensor]:
         """The results of `part`, contiguous and each with memory of its own. Empties `env` as it goes."""
         given = list(env.values())
         for check in part.program.checks:
             hold(check, env, sizes)
-        results = unaliased(self.trace(part, env, sizes), given)
-        return [t.to(getattr(torch, b.dtype)) for b, t in zip(part.results, results, strict=True)]
+        self._walk(part, env, sizes)
+        return part.made.owned(env, sizes, given)
 
     def trace(self, part: Part, env: dict[str, Tensor], sizes: Sizes) -> list[Tensor]:
         """The results of `part`, which may be views of what is in `env`; under a tracer, its torch operations."""
+        self._walk(part, env, sizes)
+        return part.made.traced(env, sizes)
+
+    def _walk(self, part: Part, env: dict[str, Tensor], sizes: Sizes) -> None:
         for step, dropped in zip(part.program.steps, part.dropped, strict=True):
             if isinstance(step, Define):
                 env[step.name] = defined(step, env, sizes)
@@ -167,7 +179,6 @@ class Executable:
                 env.update(self._launch(step, env, sizes))
             for name in dropped:
                 env.pop(name, None)
-        return [evaluate_output(o, env, sizes) for o in part.program.outputs] + [env[b.name] for b in part.kept]
 
     def prepare(self, part: Part | None) -> Miss | None:
         """Builds the kernels of `part`, or says which cannot be built. No compiler at all is no reason to decline."""
@@ -276,25 +287,8 @@ def defined(step: Define, env: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
     return expand(evaluator.value(step.value), step.value.axes, step.axes, [evaluator.count(a) for a in step.axes])
 
 
-def unaliased(results: Sequence[Tensor], given: Iterable[Tensor]) -> list[Tensor]:
-    """The results, contiguous, each with memory of its own."""
-    taken = {memory_of(t) for t in given}
-    out = []
-    for tensor in results:
-        tensor = tensor.contiguous()
-        if memory_of(tensor) in taken:
-            tensor = tensor.clone()
-        taken.add(memory_of(tensor))
-        out.append(tensor)
-    return out
-
-
 def _stores(step: Step) -> tuple[str, ...]:
     return (step.name,) if isinstance(step, Define) else step.stores
-
-
-def _roots(outputs: Iterable[Output]) -> list[Expr]:
-    return [e for o in outputs for t in o.terms for e in (*t.index, t.value)]
 
 
 def _names(roots: Iterable[Expr]) -> set[str]:
