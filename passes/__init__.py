@@ -11,6 +11,7 @@ from time import perf_counter
 
 from fuse.ir.program import Program, Region, on_values
 from fuse.ir.verify import verify
+from fuse.passes.absorb import absorb
 from fuse.passes.differentiate import differentiate
 from fuse.passes.hoist import hoist, orient, regroup
 from fuse.passes.lower import Lowering
@@ -68,6 +69,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("reassociate", lambda p, _: on_values(p, reassociate)),
     ("virtualize", lambda p, c: virtualize(p, c.hints)),
     ("regions", _regions),
+    ("absorb", lambda p, c: absorb(p, c.backward_regions, c.hints)),
     ("canonical", lambda p, _: orient(regroup(nest(p)))),
 )
 

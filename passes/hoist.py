@@ -6,6 +6,7 @@ Kernels then differ only in what they stream: the many spellings of a loss tail 
 Pure index arithmetic stays in the kernel (it becomes predicates and loop bounds), and so does a lone read.
 `regroup` writes the body of a dot as (everything on the tile) * (what carries the width), so that both gradients of a
 contraction contract one and the same expression; with two widths as (everything else) * (what carries the last).
+Where values are scanned, every product is (what does not vary along the stream) * (what does): the first is computed once.
 `orient` puts the operands of commutative ops in an order that depends on their roles, not on names, and the carries in
 an order of their own.
 """
@@ -15,7 +16,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from fuse.ir.expr import Axis, Expr, make, rebuild, rewrite, topological
+from fuse.ir.expr import COMPLEXES, FLOATS, Axis, Expr, make, rebuild, rewrite, topological
 from fuse.ir.program import Carry, Define, Kind, Program, Region, Step, stored
 from fuse.passes.products import Product, product_of
 
@@ -95,13 +96,31 @@ def regroup(program: Program) -> Program:
                 body = _grouped(body, lambda f: f.has(wide[-1]))
             return replace(c, body=body)
 
+        def streamed(factor: Expr) -> bool:
+            return bool(set(factor.axes) & set(region.streams))
+
         def inner(node: Expr) -> Expr | None:
-            if node.op != "sum":
-                return None
-            return rebuild(node, [_grouped(node.args[0], lambda f: bool(set(f.axes) & set(region.streams)))])
+            return rebuild(node, [_grouped(node.args[0], streamed)]) if node.op == "sum" else None
+        if any(c.kind is Kind.AFFINE for c in region.carries):
+            return _map_bodies(region, lambda body: _invariant_first(body, streamed))
         region = replace(region, carries=tuple(carry(c) for c in region.carries))
         return _map_bodies(region, lambda body: rewrite([body], inner)[0])
     return replace(program, steps=tuple(one(s) if isinstance(s, Region) else s for s in program.steps))
+
+
+def _invariant_first(body: Expr, streamed: Callable[[Expr], bool]) -> Expr:
+    """Every product of the body as mul(what does not vary along the stream, what does)."""
+    def at(node: Expr) -> Expr:
+        if node not in done:
+            if node.op in ("mul", "div", "neg") and node.dtype in FLOATS + COMPLEXES and streamed(node):
+                p = product_of(node)
+                again = Product(p.coefficient, tuple(map(at, p.factors)), tuple(map(at, p.divisors))).build(node.dtype)
+                done[node] = _grouped(again, streamed)
+            else:
+                done[node] = rebuild(node, [at(a) for a in node.args]) if node.args else node
+        return done[node]
+    done: dict[Expr, Expr] = {}
+    return at(body)
 
 
 def _grouped(body: Expr, second: Callable[[Expr], bool]) -> Expr:

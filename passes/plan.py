@@ -94,15 +94,21 @@ def _lower_moment(c: Carry, of: Carry) -> bool:
     return (c.relative_to, c.body, c.exponent) == (of.relative_to, of.body, of.exponent) and c.moment < of.moment
 
 
-def cut(program: Program, backward_regions: Collection[str]) -> tuple[Program, Program | None, tuple[str, ...]]:
-    """(forward, backward, saved) from the joint program; a step is backward if it is named so or reads one that is."""
+def backward_steps(program: Program, backward_regions: Collection[str]) -> set[int]:
+    """The steps that are named so, that read a cotangent, or that read what one of these stores."""
     late, late_names = set[int](), set(program.cotangents)
-    reads = [names_read(step) for step in program.steps]
     for i, step in enumerate(program.steps):
         named = isinstance(step, Region) and step.name in backward_regions
-        if named or reads[i] & late_names:
+        if named or names_read(step) & late_names:
             late.add(i)
             late_names |= set(stores(step))
+    return late
+
+
+def cut(program: Program, backward_regions: Collection[str]) -> tuple[Program, Program | None, tuple[str, ...]]:
+    """(forward, backward, saved) from the joint program; a step is backward if it is named so or reads one that is."""
+    reads = [names_read(step) for step in program.steps]
+    late = backward_steps(program, backward_regions)
     late |= _only_for_backward(program, late, reads)
     results = tuple(o for o in program.outputs if o.gradient_of is None)
     gradients = tuple(o for o in program.outputs if o.gradient_of is not None)

@@ -9,6 +9,7 @@
     pick_v(f(x), y)                    ->  f(pick_v(x, y)) where 0 <= y < V, else 0      if x holds a statistic over v
     pick_t(scan_t(1, b), last t)       ->  sum_t(b)
     real(sum(x))                       ->  sum(real(x))
+    conj(x * y)                        ->  conj(x) * conj(y)   likewise of quotients: a product's factors come apart
     x * 1, x + 0, x / 1, -(-x), ...    ->  x
 
 Products are kept in the normal form of products.py, predicates in that of conditions.py.
@@ -216,6 +217,20 @@ def _part_of_sum(node: Expr) -> Expr | None:
     return sum_(make(node.op, x.args[0]), *x["axes"]) if x.op == "sum" else None
 
 
+def _conj(node: Expr) -> Expr | None:
+    x = node.args[0]
+    match x.op:
+        case "conj":
+            return x.args[0]
+        case "const":
+            return const(x["value"].conjugate(), x.dtype)
+        case "cast" if x.args[0].dtype not in COMPLEXES:
+            return x
+        case "mul" | "div" | "neg":
+            return simplify([rebuild(x, [make("conj", a) for a in x.args])])[0]
+    return None
+
+
 def _not(node: Expr) -> Expr | None:
     found = negated(node.args[0])
     return None if found is node else found
@@ -231,6 +246,6 @@ def _commute(node: Expr) -> Expr | None:
 
 _RULES: dict[str, Callable[[Expr], Expr | None]] = {
     "mul": _mul, "div": _div, "add": _add, "sub": _sub, "neg": _double_neg, "where": _where, "sum": _sum, "cast": _cast,
-    "pick": _pick, "real": _part_of_sum, "imag": _part_of_sum, "not": _not, "lt": comparison, "le": comparison,
+    "pick": _pick, "real": _part_of_sum, "imag": _part_of_sum, "conj": _conj, "not": _not, "lt": comparison, "le": comparison,
     "eq": _commute, "ne": _commute, "and": _commute, "or": _commute,
 }
