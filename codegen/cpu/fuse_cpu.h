@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <omp.h>
+#include <type_traits>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -189,6 +190,17 @@ template <class F> INLINE void apart(int n, F&& f) {
   }
   for (; c < n; ++c) f(c, c);
 }
+// f(first, n) for blocks of n = W positions, a constant that lets what a block holds stay in registers, and for what is left.
+template <int W, class F> INLINE void blocks(int n, F&& f) {
+  int first = 0;
+  for (; first + W <= n; first += W) f(first, std::integral_constant<int, W>{});
+  if (first < n) f(first, n - first);
+}
+// f(position) for position = 0 .. n - 1.
+template <class N, class F> INLINE void lanes(N n, F&& f) {
+#pragma omp simd
+  for (int c = 0; c < n; ++c) f(c);
+}
 template <class A, class T, int N> INLINE void flush(A (&total)[N], T (&lane)[N]) {
   for (int k = 0; k < N; ++k) { total[k] += A(lane[k]); lane[k] = T(0); }
 }
@@ -198,6 +210,12 @@ template <class A, class T> INLINE A sum_of(const T* lane) {
   for (int k = 0; k < LANES / 2; ++k) half[k] = A(lane[k]) + A(lane[k + LANES / 2]);
   for (int n = LANES / 4; n; n /= 2) for (int k = 0; k < n; ++k) half[k] += half[k + n];
   return half[0];
+}
+template <class A, class T, int N> INLINE A total_of(const T (&lane)[N]) {
+  T part[LANES];
+  for (int k = 0; k < LANES; ++k) part[k] = lane[k];
+  for (int b = LANES; b < N; b += LANES) for (int k = 0; k < LANES; ++k) part[k] += lane[b + k];
+  return sum_of<A>(part);
 }
 template <class T> SHARED T top_of(const T* lane) {      // ignores nan
   T m = lane[0];

@@ -5,17 +5,19 @@ column away, has one column more: what the tile is entered with, in front of the
 """
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from fuse.codegen.cpu.blocks import Blocks, Group, Groups, Pass
 from fuse.codegen.cpu.context import Array
 from fuse.codegen.cpu.emit import Dims, Emitter
 from fuse.codegen.cpu.folds import Fold
 from fuse.codegen.cpu.frame import Frame
-from fuse.codegen.cpu.riders import Rider, Riders, Riding, states_of
+from fuse.codegen.cpu.riders import Rider, Riders, Riding, states_of, summand
 from fuse.codegen.cpu.spell import LOWEST
-from fuse.codegen.cpu.values import Strip
 from fuse.codegen.tile import (
     Affine,
+    Const,
     Imaginary,
     Level,
     Load,
@@ -42,7 +44,10 @@ class WalkEmitter(Emitter):
         self.against = [s for s in program.rehearsal if isinstance(s, Scan) and s.reverse != program.reverse]
         self.against_states = [part for s in self.against for part in states_of(s)]
         self.passed = {s.x.id for s in program.statements() if isinstance(s, Shift)}
-        self.riders = Riders(program, self.below, self.repeated(program.levels[0]))
+        repeated = self.repeated(program.levels[0])
+        self.riders = Riders(program, self.below, repeated)
+        self.groups = Groups(program, self.riders, self.below, repeated)
+        self.rehearsing = False
 
     # ---- passes over the columns ------------------------------------------------------------------------------------
 
@@ -79,6 +84,7 @@ class WalkEmitter(Emitter):
 
     def rehearse(self, frame: Frame) -> None:
         """The pass the other way: keeps the state with which each scan enters each tile."""
+        self.rehearsing = True
         col = self.columns(frame, not self.program.reverse)
         read = {v.id for s in self.program.rehearsal for v in operands(s)}
         for value, state in self.against_states:
@@ -86,10 +92,11 @@ class WalkEmitter(Emitter):
             col.add(f"copy_to({state}, {self.size(value)}, {self.entered(value, state)});")
         for s in self.program.rehearsal:
             if isinstance(s, Scan) and s.out.id not in read:
-                self.scan(s, col, alone=True)
+                self.nest(Group([s], set(), [s]), col, alone=True)
             elif self.ctx.is_stored(s.out):
                 self.ensure(s.out)
         self.leave(col)
+        self.rehearsing = False
         self.states.close_rows(frame, [self.program.state(name) for _, name in self.against_states])
 
     def size(self, value: Value) -> str:
@@ -117,8 +124,10 @@ class WalkEmitter(Emitter):
         if self.ctx.array(value, home) is not None or home.thing(("walked", value.id)):
             return
         match statement:
+            case _ if value.id in self.groups.of and not self.rehearsing:
+                self.nest(self.groups.of[value.id], home)
             case Scan():
-                self.scan(statement, home)
+                self.nest(Group([statement], set(), [statement]), home)
             case Imaginary():
                 self.ensure(statement.scan)
             case Shift():
@@ -187,35 +196,95 @@ class WalkEmitter(Emitter):
         assert array is not None
         home.things["array", s.out.id] = replace(array, start="" if s.by == 1 else array.stride("col"))
 
-    def scan(self, s: Scan, col: Frame, alone: bool = False) -> None:
-        """h = a h + b, one column after the other, and the sums that ride along; `alone`: for the states only."""
-        widths, parts = self.widths(s.out), states_of(s)
-        col.things["walked", s.out.id] = True
+    def nest(self, group: Group, col: Frame, alone: bool = False) -> None:
+        """The scans of a group, one after the other for each block of lanes; `alone`: for the states only."""
+        members, widths = group.members, self.widths(group.scans[0].out)
+        for s in members:
+            col.things["walked", s.out.id] = True
+        loops = self.nests.outer(col, widths[:-1], parallel=False)
+        blocks = Blocks(self.nests, loops, widths[-1] if widths else "")
+        for s in members:
+            match s:
+                case Scan():
+                    self.scan(s, Pass(blocks, BACKWARD if s.reverse else FORWARD), col, group.local, alone)
+                case Shift():
+                    self.shift(s, blocks.frame)
+                case _:
+                    self.fill(s.out, blocks)
+        blocks.close(col)
+
+    def scan(self, s: Scan, at: Pass, col: Frame, local: Collection[int], alone: bool) -> None:
+        """h = a h + b, one column after the other, and the sums that ride along."""
+        parts, body = states_of(s), at.body
+        for value, state in parts:
+            at.state(f"h_{state}", self.ctx.ctype(value), self.states.array(state))
         keep = not alone and s.out.id not in self.riders.spent
-        arrays = [self.kept(s, value, state, col) for value, state in parts] if keep else []
-        riding = [] if alone else [self.board(r, col) for r in self.riders.of(s)]
-        each = self.nests.outer(col, widths[:-1], parallel=False).open(BACKWARD if s.reverse else FORWARD, {"col": "j"})
-        chunk = self.nests.chunk(each, widths[-1]) if widths else each
+        arrays = [self.kept(s, value, state, at, col, value.id in local) for value, state in parts] if keep else []
+        riding = [] if alone else [self.board(r, col) for r in self.riders.of(s) if not self.rehearsing or isinstance(r, Reduce)]
         for r in riding:
-            self.lanes(r, chunk, widths)
-        body = self.nests.strip(chunk, widths[-1]) if widths else each
-        old = [self.nests.target(self.states.array(state), body) for _, state in parts]
+            self.hold_sum(r, at)
+        self.hold_steady([*operands(s), *(r.value for r in riding)], {v.id for v, _ in parts}, at)
+        old = [at.at(f"h_{state}") for _, state in parts]
         for (value, _), new in zip(parts, self.recurrence(s, old, body), strict=True):
             body.add(f"const {self.ctx.ctype(value)} h{value.id} = {new};")
         for k, (value, _) in enumerate(parts):
             body.add(f"{old[k]} = h{value.id};", *([f"{self.nests.target(arrays[k], body)} = h{value.id};"] if keep else []))
             body.names[value.id] = f"h{value.id}"
         for r in riding:
-            self.add_to(r, body)
-        self.nests.close(body, col)
-        for r in riding:
-            self.alight(r, col)
+            self.add_to(r, at)
+        at.close()
 
-    def kept(self, s: Scan, value: Value, state: str, col: Frame) -> Array:
-        array, count = self.longer(value, s.reverse)
+    def fill(self, value: Value, blocks: Blocks) -> None:
+        """A local value for all columns of a block; if it is read one column away, that of the tile before comes along."""
+        at, reverse = Pass(blocks, FORWARD), self.program.reverse
+        array = blocks.local(value, reverse)
         if value.id in self.passed:
-            col.add(f"copy_to({state}, {count}, {array.name}{f' + nc * {count}' if s.reverse else ''});")
-        col.things["array", value.id] = array
+            widths = self.widths(value)
+            past, count = self.ctx.row_major(f"t{value.id}_past", array.ctype, widths)
+            self.ctx.task.take(past.name, past.ctype, count)
+            first = "col0 + nc == cols" if reverse else "col0 == 0"
+            entry = at.column_of(array, "nc") if reverse else at.column_of(replace(array, start=""), "0")
+            at.assign(lambda each: (entry(each), "=", f"{first} ? {array.ctype}(0) : {self.nests.target(past, each)}"))
+            last = at.column_of(array, "0" if reverse else "(nc - 1)")
+            at.finish(lambda each: (self.nests.target(past, each), "=", last(each)))
+        self.hold_steady([value], set(), at)
+        at.body.add(f"{self.nests.target(array, at.body)} = {self.values.get(value, at.body)};")
+        at.close()
+        blocks.frame.things["array", value.id] = array
+
+    def hold_steady(self, roots: Sequence[Value], scanned: set[int], at: Pass) -> None:
+        for v in self.steady(roots, scanned, at.blocks.dims):
+            if self.ctx.expensive(v):
+                self.ensure(v)
+            at.value(v)
+
+    def steady(self, roots: Sequence[Value], scanned: set[int], lane: Dims) -> list[Value]:
+        """The largest values below `roots` that vary along the lane but not along the columns."""
+        found, seen, todo = list[Value](), set[int](scanned), list(roots)
+        while todo:
+            v = todo.pop()
+            if v.id in seen:
+                continue
+            seen.add(v.id)
+            if "col" not in v.dims and v.dims and set(lane) <= set(v.dims):
+                found.append(v)
+            elif not self.ctx.is_stored(v):
+                todo += operands(self.program.defines[v.id])
+        return found
+
+    def kept(self, s: Scan, value: Value, state: str, at: Pass, col: Frame, local: bool) -> Array:
+        """The array of a state. Where it is read one column away, it has the state with which the tile is entered."""
+        if not local:
+            array, count = self.longer(value, s.reverse)
+            if value.id in self.passed:
+                col.add(f"copy_to({state}, {count}, {array.name}{f' + nc * {count}' if s.reverse else ''});")
+            col.things["array", value.id] = array
+            return array
+        array = at.blocks.local(value, s.reverse)
+        if value.id in self.passed:
+            entry = at.column_of(array, "nc") if s.reverse else at.column_of(replace(array, start=""), "0")
+            at.assign(lambda each: (entry(each), "=", at.at(f"h_{state}")))
+        at.blocks.frame.things["array", value.id] = array
         return array
 
     def recurrence(self, s: Scan, old: list[str], body: Frame) -> list[str]:
@@ -224,53 +293,50 @@ class WalkEmitter(Emitter):
             return self.values.get(value, body)
         if s.imaginary is None:
             return [f"{name(s.a)} * {old[0]} + {name(s.b)}" if s.a is not None else f"{old[0]} + {name(s.b)}"]
-        summands, (re, im) = [name(s.b), name(s.imaginary.b)], old
+        summands, (re, im) = [self.summand(s.b, body), self.summand(s.imaginary.b, body)], old
         if s.a is None:
-            return [f"{h} + {b}" for h, b in zip(old, summands, strict=True)]
+            return [f"{b}{h}" for h, b in zip(old, summands, strict=True)]
         a, i = name(s.a), name(s.imaginary.a)
-        return [f"{a} * {re} - {i} * {im} + {summands[0]}", f"{a} * {im} + {i} * {re} + {summands[1]}"]
+        return [f"{summands[0]}{a} * {re} - {i} * {im}", f"{summands[1]}{a} * {im} + {i} * {re}"]
+
+    def summand(self, value: Value, body: Frame) -> str:
+        """First, so that each state is two steps behind the one before: it is known early. A zero is left out."""
+        source = self.program.defines[value.id]
+        return "" if isinstance(source, Const) and source.value == 0 else f"{self.values.get(value, body)} + "
 
     # ---- sums that ride along with a scan ---------------------------------------------------------------------------
 
     def board(self, rider: Rider, col: Frame) -> Riding:
-        """Where it adds up: the array of an inner sum, float32 of this tile for a carry over the columns, else the carry."""
+        """Where it adds up: the array of an inner sum, else that of the carry."""
         if isinstance(rider, Reduce):
             array = self.allocate(rider.out, col)
-            col.add(f"start({array.name} + {array.offset({}) }, {self.elements(array)}, {array.ctype}(0));")
+            col.add(f"start({array.name} + {array.offset({})}, {self.elements(array)}, {array.ctype}(0));")
             col.things["array", rider.out.id] = array
             return Riding(rider, rider.x, array)
-        state, value = self.program.state(rider.state), rider.value
+        value = summand(rider)
         assert value is not None
-        array = self.states.array(rider.state)
-        if rider.over == ("col",):
-            array, count = self.ctx.row_major(f"s_{state.name}", self.ctx.ctype(value), state.dims)
-            self.ctx.task.take(array.name, array.ctype, count)
-            col.add(f"start({array.name}, {count}, {array.ctype}(0));")
-        return Riding(rider, value, array)
+        return Riding(rider, value, self.states.array(rider.state))
 
     def elements(self, array: Array) -> str:
         return " * ".join(map(self.ctx.capacity, array.layout))
 
-    def lanes(self, r: Riding, chunk: Frame, widths: Dims) -> None:
-        """Lanes for a sum along the strip, added up where it ends."""
-        if widths and widths[-1] in r.rider.over:
-            chunk.add(f"{self.ctx.ctype(r.value)} {r.name}[LANES]; fill({r.name}, {self.ctx.ctype(r.value)}(0));")
+    def hold_sum(self, r: Riding, at: Pass) -> None:
+        """A sum along the columns is added up where the block ends, one along the lanes after each column."""
+        ctype = self.ctx.ctype(r.value)
+        if r.rider.over == ("col",):
+            at.sum(r.name, ctype, r.array)
+        elif at.blocks.lane in r.rider.over:
+            at.lanes(r.name, ctype, at.column, zero=True)
 
-    def add_to(self, r: Riding, body: Frame) -> None:
-        strip, value = body.thing("strip"), self.values.get(r.value, body)
-        if isinstance(strip, Strip) and strip.dim in r.rider.over:
-            assert body.parent is not None
-            body.add(f"{r.name}[k] += {value};")
-            target = r.array.at({d: i for d, i in body.parent.bound.items() if d in r.array.layout})
-            body.after.append(f"{target} += sum_of<{r.array.ctype}>({r.name});")
+    def add_to(self, r: Riding, at: Pass) -> None:
+        body, value = at.body, self.values.get(r.value, at.body)
+        if r.rider.over == ("col",) or at.blocks.lane in r.rider.over:
+            body.add(f"{at.at(r.name)} += {value};")
         else:
             body.add(f"{self.nests.target(r.array, body)} += {value};")
-
-    def alight(self, r: Riding, col: Frame) -> None:
-        if isinstance(r.rider, Update) and r.rider.over == ("col",):
-            state = self.states.array(r.rider.state)
-            total = " * ".join(map(self.ctx.capacity, state.layout)) or "1"
-            col.add(f"add_to({r.array.name}, {total}, {state.name});")
+        if at.blocks.lane in r.rider.over:
+            target = r.array.at({d: i for d, i in at.column.bound.items() if d in r.array.layout})
+            body.after.append(f"{target} += total_of<{r.array.ctype}>({r.name});")
 
     def reduce(self, s: Reduce, home: Frame, array: Array) -> None:
         """Along the strip, or across it: whichever keeps the strip contiguous in memory."""
