@@ -78,6 +78,7 @@ class Context:
         self.inside, self.fixed = inside, dict(fixed or {})
         self.awaited: list[Store | Load] = []
         self.task, self.shared = Work(), Work()
+        self.sheets: set[int] = set()         # loads that a walk lays out
         self.top = Frame("")
         self.batch: Frame | None = None
         self.row: Frame | None = None
@@ -185,8 +186,8 @@ class Context:
         return found
 
     def is_stored(self, value: Value) -> bool:
-        """Dots, inner reductions and what depends on other columns always have an array."""
-        return isinstance(self.program.defines[value.id], (Dot, Reduce, Staged, Scan, Imaginary, Shift))
+        """Dots, inner reductions, what depends on other columns and sheets always have an array."""
+        return value.id in self.sheets or isinstance(self.program.defines[value.id], (Dot, Reduce, Staged, Scan, Imaginary, Shift))
 
     def joint(self, load: Load) -> list[Value]:
         """Computed indices that vary along more than the rows or the columns: added element by element."""

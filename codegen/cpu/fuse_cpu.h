@@ -49,12 +49,15 @@ INLINE int32_t raw32(float f) { int32_t i; std::memcpy(&i, &f, 4); return i; }
 
 // Cephes expf: x = n ln 2 + r, a polynomial in r, scaled by 2^n. Results below 2^-125.5 are 0: subnormal ones would cost a
 // hundred cycles each, and most weights of a sharp softmax are that small. Adding `shift` rounds to an integer and leaves
-// n + 126 in the last bits; nan passes both clamps and stays nan.
+// n + 126 in the last bits; nan passes the first clamp and stays nan; the second is one of integers (n = 128 overflows), since
+// compilers thread two of floats into branches.
 INLINE float exp_(float x) {
   const float shift = 12582912.f + 126.f;
-  float c = x < -87.33f ? -87.33f : x;
-  c = c > 88.73f ? 88.73f : c;
-  float t = __builtin_fmaf(c, 1.44269504088896341f, shift), n = t - shift;
+  float c = -87.33f > x ? -87.33f : x;
+  float t = __builtin_fmaf(c, 1.44269504088896341f, shift);
+  int32_t i = raw32(t), top = raw32(shift + 128.f);
+  i = i > top ? top : i;
+  float n = bits32(i) - shift;
   float r = __builtin_fmaf(n, -0.693359375f, c);
   r = __builtin_fmaf(n, 2.12194440e-4f, r);
   float p = 1.9875691500e-4f;
@@ -64,7 +67,7 @@ INLINE float exp_(float x) {
   p = __builtin_fmaf(p, r, 1.6666665459e-1f);
   p = __builtin_fmaf(p, r, 5.0000001201e-1f);
   p = __builtin_fmaf(p, r * r, r) + 1.f;
-  return (p + p) * bits32(int32_t(uint32_t(raw32(t)) << 23));
+  return (p + p) * bits32(int32_t(uint32_t(i) << 23));
 }
 INLINE double exp_(double x) { return std::exp(x); }
 
@@ -211,12 +214,21 @@ template <class A, class T> INLINE A sum_of(const T* lane) {
   for (int n = LANES / 4; n; n /= 2) for (int k = 0; k < n; ++k) half[k] += half[k + n];
   return half[0];
 }
-template <class A, class T, int N> INLINE A total_of(const T (&lane)[N]) {
-  T part[LANES];
-  for (int k = 0; k < LANES; ++k) part[k] = lane[k];
-  for (int b = LANES; b < N; b += LANES) for (int k = 0; k < LANES; ++k) part[k] += lane[b + k];
-  return sum_of<A>(part);
+// The sum of N lanes, halved until one is left.
+template <int N, class T> INLINE T halved(const T* lane) {
+  if constexpr (N == 1) return lane[0];
+  else {
+    typedef T Half __attribute__((vector_size(N / 2 * sizeof(T))));
+    Half low, high;
+    std::memcpy(&low, lane, sizeof low);
+    std::memcpy(&high, lane + N / 2, sizeof high);
+    low += high;
+    T part[N / 2];
+    std::memcpy(part, &low, sizeof low);
+    return halved<N / 2>(part);
+  }
 }
+template <class A, class T, int N> INLINE A total_of(const T (&lane)[N]) { return A(halved<N>(lane)); }
 template <class T> SHARED T top_of(const T* lane) {      // ignores nan
   T m = lane[0];
   for (int k = 1; k < LANES; ++k) m = lane[k] > m ? lane[k] : m;
@@ -308,8 +320,8 @@ SHARED Tile<T> upright(const T* p, const Walk& row, const Walk& col, int nr, int
   return {copy, {0, ld, nullptr}, {0, 1, nullptr}};
 }
 
-// Columns j and rows r of memory as to[j * ld + r], and back. Where the columns are contiguous, whole lines of a few rows at
-// a time: rows a power of two apart share a cache set.
+// Columns j and rows r of memory as to[j * ld + r], and back. Where the columns are contiguous, squares of 16 x 16 in
+// registers, else whole lines of a few rows at a time: rows a power of two apart share a cache set.
 template <class F> INLINE void by_lines(const Walk& col, int nc, int nr, F&& f) {
   if (col.table || col.stride != 1) {
     for (int j = 0; j < nc; ++j)
@@ -321,11 +333,46 @@ template <class F> INLINE void by_lines(const Walk& col, int nc, int nr, F&& f) 
       for (int j = j0; j < nc && j < j0 + 16; ++j)
         for (int r = r0; r < nr && r < r0 + 8; ++r) f(j, r);
 }
+#if defined(__AVX512F__) && (defined(__clang__) || __GNUC__ >= 12)
+constexpr bool SQUARES = true;
+// to[j * to_ld + r] = from[r * from_ld + j] for 16 x 16: four rounds of interleaving lines i and i + 8.
+SHARED void square(const float* from, int64_t from_ld, float* to, int64_t to_ld) {
+  typedef float Line __attribute__((vector_size(64)));
+  Line a[16], b[16];
+  for (int i = 0; i < 16; ++i) std::memcpy(&a[i], from + i * from_ld, 64);
+  for (int round = 0; round < 4; ++round) {
+    for (int i = 0; i < 8; ++i) {
+      b[2 * i] = __builtin_shufflevector(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    for (int i = 0; i < 16; ++i) a[i] = b[i];
+  }
+  for (int i = 0; i < 16; ++i) std::memcpy(to + i * to_ld, &a[i], 64);
+}
+#else
+constexpr bool SQUARES = false;
+SHARED void square(const float*, int64_t, float*, int64_t) {}
+#endif
+INLINE bool lines(const Walk& col, const Walk& row) { return SQUARES && !col.table && !row.table && col.stride == 1; }
 template <class T> SHARED void lay_out(const T* p, const Walk& col, const Walk& row, int nc, int nr, T* to, int64_t ld) {
-  by_lines(col, nc, nr, [&](int j, int r) EACH { to[j * ld + r] = p[col(j) + row(r)]; });
+  int j0 = 0;
+  if constexpr (std::is_same_v<T, float>)
+    for (; lines(col, row) && j0 + 16 <= nc && nr >= 16; j0 += 16) {
+      int r = 0;
+      for (; r + 16 <= nr; r += 16) square(p + col(j0) + row(r), row.stride, to + j0 * ld + r, ld);
+      for (; r < nr; ++r) for (int j = j0; j < j0 + 16; ++j) to[j * ld + r] = p[col(j) + row(r)];
+    }
+  by_lines(from(col, j0), nc - j0, nr, [&](int j, int r) EACH { to[(j0 + j) * ld + r] = p[col(j0 + j) + row(r)]; });
 }
 template <class T, class S> SHARED void lay_back(T* p, const Walk& col, const Walk& row, int nc, int nr, const S* from, int64_t ld) {
-  by_lines(col, nc, nr, [&](int j, int r) EACH { p[col(j) + row(r)] = T(from[j * ld + r]); });
+  int j0 = 0;
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<S, float>)
+    for (; lines(col, row) && j0 + 16 <= nc && nr >= 16; j0 += 16) {
+      int r = 0;
+      for (; r + 16 <= nr; r += 16) square(from + j0 * ld + r, ld, p + col(j0) + row(r), row.stride);
+      for (; r < nr; ++r) for (int j = j0; j < j0 + 16; ++j) p[col(j) + row(r)] = T(from[j * ld + r]);
+    }
+  by_lines(::from(col, j0), nc - j0, nr, [&](int j, int r) EACH { p[col(j0 + j) + row(r)] = T(from[(j0 + j) * ld + r]); });
 }
 
 // Asks for a line that a loop over `outer` will read some positions later: short lines are read faster than hardware

@@ -44,6 +44,7 @@ class WalkEmitter(Emitter):
         self.against = [s for s in program.rehearsal if isinstance(s, Scan) and s.reverse != program.reverse]
         self.against_states = [part for s in self.against for part in states_of(s)]
         self.passed = {s.x.id for s in program.statements() if isinstance(s, Shift)}
+        self.ctx.sheets = {s.out.id for s in program.levels[0].body if isinstance(s, Load) and self.is_sheet(s)}
         repeated = self.repeated(program.levels[0])
         self.riders = Riders(program, self.below, repeated)
         self.groups = Groups(program, self.riders, self.below, repeated)
@@ -161,16 +162,13 @@ class WalkEmitter(Emitter):
         col.things["array", load.out.id] = array
 
     def store_sheet(self, store: Store, col: Frame) -> None:
-        name, ctype = f"s_{store.buffer}", self.ctx.ctype(store.value)
-        array, count = self.ctx.row_major(name, ctype, ("col", "row"))
-        self.ctx.task.take(name, ctype, count)
-
-        def sink(frame: Frame) -> None:
-            value = self.values.get(store.value, frame)
-            frame.add(f"{self.nests.target(array, frame)} = {value};")
-        self.nests.over(col, array.layout, [sink])
+        array = self.ctx.array(store.value, col)
+        if array is None or array.layout != ("col", "row") or array.start:
+            array, count = self.ctx.row_major(f"s_{store.buffer}", self.ctx.ctype(store.value), ("col", "row"))
+            self.ctx.task.take(array.name, array.ctype, count)
+            self.nests.over(col, array.layout, [self.nests.writer(store.value, array)])
         walks = ", ".join(self.nests.output_walk(store.buffer, d, col) for d in ("col", "row"))
-        col.add(f"lay_back({self.nests.output_base(store.buffer)}, {walks}, nc, nr, {name}, R);")
+        col.add(f"lay_back({self.nests.output_base(store.buffer)}, {walks}, nc, nr, {array.name}, R);")
 
     def allocate(self, value: Value, home: Frame) -> Array:
         """An array of one tile; with what was computed for the neighbouring column before, if that is read."""
