@@ -214,21 +214,31 @@ template <class A, class T> INLINE A sum_of(const T* lane) {
   for (int n = LANES / 4; n; n /= 2) for (int k = 0; k < n; ++k) half[k] += half[k + n];
   return half[0];
 }
-// The sum of N lanes, halved until one is left.
-template <int N, class T> INLINE T halved(const T* lane) {
-  if constexpr (N == 1) return lane[0];
-  else {
-    typedef T Half __attribute__((vector_size(N / 2 * sizeof(T))));
-    Half low, high;
-    std::memcpy(&low, lane, sizeof low);
-    std::memcpy(&high, lane + N / 2, sizeof high);
-    low += high;
-    T part[N / 2];
-    std::memcpy(part, &low, sizeof low);
-    return halved<N / 2>(part);
+// The sum of N lanes: LANES at a time, which then stay in registers while they are halved.
+template <class T, int N> struct Side { typedef T type __attribute__((vector_size(N * sizeof(T)), aligned(alignof(T)), may_alias)); };
+template <class T> INLINE T halved(const typename Side<T, LANES>::type& x) {
+#if defined(__clang__) || __GNUC__ >= 12
+  const auto a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+  return (b[0] + b[2]) + (b[1] + b[3]);
+#else
+  T lane[LANES];
+  std::memcpy(lane, &x, sizeof lane);
+  return sum_of<T>(lane);
+#endif
+}
+template <class A, class T, int N> INLINE A total_of(const T (&lane)[N]) {
+  if constexpr (N < LANES || std::is_integral_v<T>) {
+    A total(0);
+    for (int k = 0; k < N; ++k) total += A(lane[k]);
+    return total;
+  } else {
+    using Line = typename Side<T, LANES>::type;
+    Line all = *reinterpret_cast<const Line*>(lane);
+    for (int k = LANES; k < N; k += LANES) all += *reinterpret_cast<const Line*>(lane + k);
+    return A(halved<T>(all));
   }
 }
-template <class A, class T, int N> INLINE A total_of(const T (&lane)[N]) { return A(halved<N>(lane)); }
 template <class T> SHARED T top_of(const T* lane) {      // ignores nan
   T m = lane[0];
   for (int k = 1; k < LANES; ++k) m = lane[k] > m ? lane[k] : m;
@@ -337,17 +347,22 @@ template <class F> INLINE void by_lines(const Walk& col, int nc, int nr, F&& f) 
 constexpr bool SQUARES = true;
 // to[j * to_ld + r] = from[r * from_ld + j] for 16 x 16: four rounds of interleaving lines i and i + 8.
 SHARED void square(const float* from, int64_t from_ld, float* to, int64_t to_ld) {
-  typedef float Line __attribute__((vector_size(64)));
+  using Line = Side<float, 16>::type;
   Line a[16], b[16];
-  for (int i = 0; i < 16; ++i) std::memcpy(&a[i], from + i * from_ld, 64);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = *reinterpret_cast<const Line*>(from + i * from_ld);
+#pragma GCC unroll 4
   for (int round = 0; round < 4; ++round) {
+#pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       b[2 * i] = __builtin_shufflevector(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
       b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     }
+#pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) a[i] = b[i];
   }
-  for (int i = 0; i < 16; ++i) std::memcpy(to + i * to_ld, &a[i], 64);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) *reinterpret_cast<Line*>(to + i * to_ld) = a[i];
 }
 #else
 constexpr bool SQUARES = false;

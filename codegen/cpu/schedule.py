@@ -15,6 +15,7 @@ import torch
 
 from fuse.codegen import Schedule
 from fuse.codegen.cpu.kernel import modes, native_bfloat16
+from fuse.codegen.cpu.walk import WalkEmitter
 from fuse.codegen.lower import lower
 from fuse.codegen.roles import number_axes
 from fuse.codegen.tile import State, TileProgram
@@ -37,7 +38,7 @@ PLAIN = {"row": 32, "col": 2048}          # no product is computed: a tile is a 
 LANES = 64
 UNROLLED = 256            # elements of a width
 HELD = 1 << 14                  # elements of a scan's state at one point of the stream
-WALK = {"least": 4, "most": 128, "elements": 1 << 15}     # columns; elements of one scan's values
+WALK = {"least": 4, "most": 128, "elements": 1 << 15}     # columns; elements of a scan's values that a tile keeps
 
 
 def schedules(region: Region, hints: Mapping[str, int], options: Any) -> Sequence[Schedule]:
@@ -60,8 +61,8 @@ def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, int]) 
     lane = lane_of(region, hints)
     program = lower(region, False, lane.name if lane else "")
     rows = min(LANES, likely(lane.extent, hints)) if lane else 1
-    held = [product(program.extent(d) for d in s.out.dims if d not in ("row", "col")) for s in program.scans]
-    each = rows * max(likely(size, hints) for size in held)
+    held = [product(program.extent(d) for d in v.dims if d not in ("row", "col")) for v in WalkEmitter(program, False).apart]
+    each = rows * max([likely(size, hints) for size in held], default=1)
     tile = {"row": LANES, "col": max(WALK["least"], min(WALK["most"], WALK["elements"] // each))}
     tile.update({d: n for d, n in forced.items() if d in tile})
     return Schedule("recompute", tuple(tile.items()), "grid", (("lane", lane.name),) if lane else ())

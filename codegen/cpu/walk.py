@@ -50,6 +50,12 @@ class WalkEmitter(Emitter):
         self.groups = Groups(program, self.riders, self.below, repeated)
         self.rehearsing = False
 
+    @property
+    def apart(self) -> list[Value]:
+        """The states that a whole tile keeps, one for each of its columns."""
+        return [v for s in self.riders.scans if s.out.id not in self.riders.spent
+                for v, _ in states_of(s) if v.id not in self.groups.of[s.out.id].local]
+
     # ---- passes over the columns ------------------------------------------------------------------------------------
 
     def level(self, number: int, level: Level, row: Frame) -> None:

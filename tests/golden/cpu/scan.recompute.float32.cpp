@@ -58,9 +58,9 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
     float* const t12 = mine.t12;
     const int64_t i0 = digit((task / groups), n2, n0);
     const int64_t i2 = digit((task / groups), 1, n2);
-    const float* l2 = x2 + l2_b + i0 * l2_i0 + i2 * l2_i2;
     const float* l0 = x0 + l0_b + i2 * l0_i2;
     const Walk w0_i3 = {0, l0_i3, nullptr};
+    const float* l2 = x2 + l2_b + i0 * l2_i0 + i2 * l2_i2;
     const float* l3 = x3 + l3_b + i0 * l3_i0 + i2 * l3_i2;
     const float* l4 = x4 + l4_b + i0 * l4_i0;
     const Walk w4_i3 = {0, l4_i3, nullptr};
@@ -79,38 +79,51 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           const Walk w3_col = {col0 * l3_i1, l3_i1, nullptr};
           const Walk w4_col = {col0 * l4_i1, l4_i1, nullptr};
           const Walk w1_col = {col0 * l1_i1, l1_i1, nullptr};
-          for (int j = 0; j < nc; ++j) {
-            const float v2 = l2[w2_col(j)];
-            const float v6 = l3[w3_col(j)];
-            for (int first = 0; first < n3; first += CHUNK) {
-              const int n = int(n3) - first < CHUNK ? int(n3) - first : CHUNK;
-              float r_12[LANES]; fill(r_12, float(0));
+          blocks<4 * LANES>(int(n3), [&](int first, auto n) EACH {
+            constexpr int W = 4 * LANES;
+            {
+              float h_c0[W];
               float* o_c0 = c0 + first;
-              float l0_copy[CHUNK];
-              const float* l0_line = line(l0, from(w0_i3, first), n, l0_copy);
-              ahead(l4, w4_col, j, from(w4_i3, first), n);
-              float l4_copy[CHUNK];
-              const float* l4_line = line(l4 + w4_col(j), from(w4_i3, first), n, l4_copy);
-              ahead(l1, w1_col, j, from(w1_i3, first), n);
-              float l1_copy[CHUNK];
-              const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
-              strips(n, [&](int c, int k) EACH {
-                const float v0 = l0_line[c];
-                const float v3 = (v2 * v0);
-                const float v4 = (-v3);
-                const float v5 = exp_(v4);
-                const float v7 = l4_line[c];
-                const float v8 = (v6 * v7);
-                const float v9 = (v2 * v8);
-                const float h10 = v5 * o_c0[c] + v9;
-                o_c0[c] = h10;
-                const float v1 = l1_line[c];
-                const float v11 = (v1 * h10);
-                r_12[k] += v11;
+              lanes(n, [&](int c) EACH {
+                h_c0[c] = o_c0[c];
               });
-              t12[j] += sum_of<float>(r_12);
+              float b1[W];
+              float l0_copy[W];
+              const float* l0_line = line(l0, from(w0_i3, first), n, l0_copy);
+              lanes(n, [&](int c) EACH {
+                const float v0 = l0_line[c];
+                const float v1 = (-v0);
+                b1[c] = v1;
+              });
+              for (int j = 0; j < nc; ++j) {
+                float r_12[W]; fill(r_12, float(0));
+                const float v3 = l2[w2_col(j)];
+                const float v6 = l3[w3_col(j)];
+                ahead(l4, w4_col, j, from(w4_i3, first), n);
+                float l4_copy[W];
+                const float* l4_line = line(l4 + w4_col(j), from(w4_i3, first), n, l4_copy);
+                ahead(l1, w1_col, j, from(w1_i3, first), n);
+                float l1_copy[W];
+                const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
+                lanes(n, [&](int c) EACH {
+                  const float v4 = (v3 * b1[c]);
+                  const float v5 = exp_(v4);
+                  const float v7 = l4_line[c];
+                  const float v8 = (v6 * v7);
+                  const float v9 = (v3 * v8);
+                  const float h10 = v5 * h_c0[c] + v9;
+                  h_c0[c] = h10;
+                  const float v2 = l1_line[c];
+                  const float v11 = (v2 * h10);
+                  r_12[c] += v11;
+                });
+                t12[j] += total_of<float>(r_12);
+              }
+              lanes(n, [&](int c) EACH {
+                o_c0[c] = h_c0[c];
+              });
             }
-          }
+          });
           const Walk wy1_col = {col0 * y1_i1, y1_i1, nullptr};
 #pragma omp parallel for num_threads(inner) if (inner > 1)
           for (int first = 0; first < nc; first += CHUNK) {
