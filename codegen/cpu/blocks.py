@@ -1,9 +1,9 @@
 """Scans of one shape for a block of lanes at a time: what a block holds stays in registers, its columns in the first cache.
 
-    blocks<W>(lanes, [&](int first, auto n) {        n is W, or what is left
+    blocks(lanes, [&](int first, auto n) {           n is SPAN, or what is left
       {
-        float h[W]; ...                              held: states, sums, values that no column changes
-        for (int j ...) lanes(n, [&](int c) { h[c] = a * h[c] + b; t[j * W + c] = h[c]; });
+        float h[SPAN]; ...                           held: states, sums, values that no column changes
+        for (int j ...) lanes(n, [&](int c) { h[c] = a * h[c] + b; t[j * SPAN + c] = h[c]; });
         ...                                          and put back
       }
       ...                                            the next scan, which may read t
@@ -24,7 +24,6 @@ from fuse.codegen.cpu.riders import Riders, summand
 from fuse.codegen.cpu.values import Strip
 from fuse.codegen.tile import Dot, Imaginary, Point, Reduce, Scan, Shift, Statement, TileProgram, Value, operands
 
-FEW = 6         # arrays that fit into registers at four vectors each; more are held at two
 LOOP = "lanes(n, [&](int c) EACH {"
 Assignment = Callable[[Frame], tuple[str, str, str]]      # (target, = or +=, value) for one lane
 
@@ -125,16 +124,16 @@ class Blocks:
 
     def __init__(self, nests: Nests, loops: Frame, lane: str):
         self.nests, self.ctx, self.loops, self.lane = nests, nests.ctx, loops, lane
-        self.frame = loops.open("", footer="});") if lane else loops.open("{")
+        count = f"int({self.ctx.count(lane)})" if lane else ""
+        self.frame = loops.open(f"blocks({count}, [&](int first, auto n) EACH {{", footer="});") if lane else loops.open("{")
         if lane:
-            self.frame.things["strip"] = Strip(lane, limit="W")
-        self.most = 0
+            self.frame.things["strip"] = Strip(lane, limit="SPAN")
 
     def local(self, value: Value, reverse: bool) -> Array:
         """An array of the block with a column more: behind the last one, or in front of the first."""
         name, ctype = f"t{value.id}", self.ctx.ctype(value)
-        layout, width = ("col", *self.dims), "W" if self.lane else "1"
-        self.ctx.task.take(name, ctype, f"(C + 1) * {'4 * LANES' if self.lane else '1'}")
+        layout, width = ("col", *self.dims), "SPAN" if self.lane else "1"
+        self.ctx.task.take(name, ctype, f"(C + 1) * {width}")
         if self.lane:
             self.frame.add(f"{ctype}* const {name}_here = {name} - first;")
         strides = (width, "1") if self.lane else ("1",)
@@ -143,13 +142,6 @@ class Blocks:
     @property
     def dims(self) -> tuple[str, ...]:
         return (self.lane,) if self.lane else ()
-
-    def close(self, until: Frame) -> None:
-        if self.lane:
-            wide = "4 * LANES" if self.most <= FEW else "2 * LANES"
-            self.frame.header = f"blocks<{wide}>(int({self.ctx.count(self.lane)}), [&](int first, auto n) EACH {{"
-            self.frame.lines.insert(0, f"constexpr int W = {wide};")
-        self.nests.close(self.frame, until)
 
 
 class Pass:
@@ -161,7 +153,6 @@ class Pass:
         self.column = self.frame.open(order, {"col": "j"})
         self.body = self.each(self.column)
         self.ends: list[Assignment] = []
-        self.held = 0
 
     def each(self, frame: Frame) -> Frame:
         return frame.open(LOOP, {self.blocks.lane: "c"}, footer="});") if self.blocks.lane else frame.open("{")
@@ -171,13 +162,12 @@ class Pass:
 
     def lanes(self, name: str, ctype: str, frame: Frame, zero: bool = False) -> None:
         if self.blocks.lane:
-            frame.add(f"{ctype} {name}[W];" + (f" fill({name}, {ctype}(0));" if zero else ""))
+            frame.add(f"{ctype} {name}[SPAN];" + (f" fill({name}, {ctype}(0));" if zero else ""))
         else:
             frame.add(f"{ctype} {name}{' = 0' if zero else ''};")
 
     def sum(self, name: str, ctype: str, array: Array) -> None:
         """A sum along the columns that starts at zero and is added to an array where the pass ends."""
-        self.held += 1
         self.lanes(name, ctype, self.frame, zero=True)
         self.finish(lambda each: (self.nests.target(array, each), "+=", self.at(name)))
 
@@ -191,7 +181,6 @@ class Pass:
         self.body.names[value.id] = self.at(f"b{value.id}")
 
     def hold(self, name: str, ctype: str, text: Callable[[Frame], str]) -> None:
-        self.held += 1
         self.lanes(name, ctype, self.frame)
         self.assign(lambda each: (self.at(name), "=", text(each)))
 
@@ -216,5 +205,4 @@ class Pass:
         self.nests.close(self.body, self.frame)
         for end in self.ends:
             self.assign(end)
-        self.blocks.most = max(self.blocks.most, self.held)
         self.nests.close(self.frame, self.blocks.frame)

@@ -16,6 +16,7 @@
 #define SHARED inline __attribute__((noinline))      // called a few times per row or tile: one copy keeps compilation short
 
 constexpr int LANES = 16;      // accumulators per reduction: one 512-bit vector of float
+constexpr int SPAN = 32;       // lanes that a walk takes at once: enough independent chains to hide latencies
 constexpr int CHUNK = 1024;    // positions between two flushes of the lanes: bounds the rounding error of a sum
 constexpr int BLOCK = 64;      // the same where each lane is a separate sum
 constexpr int WIDE = 64;       // such sums at once: a line of memory that is read in order
@@ -193,10 +194,10 @@ template <class F> INLINE void apart(int n, F&& f) {
   }
   for (; c < n; ++c) f(c, c);
 }
-// f(first, n) for blocks of n = W positions, a constant that lets what a block holds stay in registers, and for what is left.
-template <int W, class F> INLINE void blocks(int n, F&& f) {
+// f(first, n) for blocks of n = SPAN positions, a constant that lets what a block holds stay in registers, and for what is left.
+template <class F> INLINE void blocks(int n, F&& f) {
   int first = 0;
-  for (; first + W <= n; first += W) f(first, std::integral_constant<int, W>{});
+  for (; first + SPAN <= n; first += SPAN) f(first, std::integral_constant<int, SPAN>{});
   if (first < n) f(first, n - first);
 }
 // f(position) for position = 0 .. n - 1.

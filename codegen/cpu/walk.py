@@ -215,7 +215,7 @@ class WalkEmitter(Emitter):
                     self.shift(s, blocks.frame)
                 case _:
                     self.fill(s.out, blocks)
-        blocks.close(col)
+        self.nests.close(blocks.frame, col)
 
     def scan(self, s: Scan, at: Pass, col: Frame, local: Collection[int], alone: bool) -> None:
         """h = a h + b, one column after the other, and the sums that ride along."""

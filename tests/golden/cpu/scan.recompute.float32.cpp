@@ -79,16 +79,15 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           const Walk w3_col = {col0 * l3_i1, l3_i1, nullptr};
           const Walk w4_col = {col0 * l4_i1, l4_i1, nullptr};
           const Walk w1_col = {col0 * l1_i1, l1_i1, nullptr};
-          blocks<4 * LANES>(int(n3), [&](int first, auto n) EACH {
-            constexpr int W = 4 * LANES;
+          blocks(int(n3), [&](int first, auto n) EACH {
             {
-              float h_c0[W];
+              float h_c0[SPAN];
               float* o_c0 = c0 + first;
               lanes(n, [&](int c) EACH {
                 h_c0[c] = o_c0[c];
               });
-              float b1[W];
-              float l0_copy[W];
+              float b1[SPAN];
+              float l0_copy[SPAN];
               const float* l0_line = line(l0, from(w0_i3, first), n, l0_copy);
               lanes(n, [&](int c) EACH {
                 const float v0 = l0_line[c];
@@ -96,14 +95,14 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                 b1[c] = v1;
               });
               for (int j = 0; j < nc; ++j) {
-                float r_12[W]; fill(r_12, float(0));
+                float r_12[SPAN]; fill(r_12, float(0));
                 const float v3 = l2[w2_col(j)];
                 const float v6 = l3[w3_col(j)];
                 ahead(l4, w4_col, j, from(w4_i3, first), n);
-                float l4_copy[W];
+                float l4_copy[SPAN];
                 const float* l4_line = line(l4 + w4_col(j), from(w4_i3, first), n, l4_copy);
                 ahead(l1, w1_col, j, from(w1_i3, first), n);
-                float l1_copy[W];
+                float l1_copy[SPAN];
                 const float* l1_line = line(l1 + w1_col(j), from(w1_i3, first), n, l1_copy);
                 lanes(n, [&](int c) EACH {
                   const float v4 = (v3 * b1[c]);
