@@ -187,7 +187,8 @@ class Context:
 
     def is_stored(self, value: Value) -> bool:
         """Dots, inner reductions, what depends on other columns and sheets always have an array."""
-        return value.id in self.sheets or isinstance(self.program.defines[value.id], (Dot, Reduce, Staged, Scan, Imaginary, Shift))
+        statement = self.program.defines[value.id]
+        return value.id in self.sheets or isinstance(statement, (Dot, Reduce, Staged, Scan, Imaginary, Shift))
 
     def joint(self, load: Load) -> list[Value]:
         """Computed indices that vary along more than the rows or the columns: added element by element."""

@@ -90,7 +90,8 @@ class CpuKernel:
         outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in ready.shapes]
         pointers = [x.data_ptr() or zeros().data_ptr() for x in inputs] + [y.data_ptr() for y in outputs]
         work = torch.empty(ready.bytes + 64, dtype=torch.uint8)
-        self.run((ctypes.c_void_p * len(pointers))(*pointers), ready.arg, ctypes.addressof(blas()), (work.data_ptr() + 63) // 64 * 64,
+        aligned = (work.data_ptr() + 63) // 64 * 64
+        self.run((ctypes.c_void_p * len(pointers))(*pointers), ready.arg, ctypes.addressof(blas()), aligned,
                  ready.outer, ready.inner)
         return dict(zip(self.results, outputs, strict=True))
 

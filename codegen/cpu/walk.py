@@ -28,7 +28,6 @@ from fuse.codegen.tile import (
     Statement,
     Store,
     TileProgram,
-    Update,
     Value,
     operands,
 )
