@@ -16,3 +16,11 @@ QUICK = ("grouped_queries", "softcapped", "learned_bias", "causal_linear_by_prod
 def test_form(name, without_inductor):  # noqa: F811
     form = FORMS[name]
     assert judge(form.function, arguments(form), target="triton", tile=TILE) == form.regions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["causal_linear", "causal_linear_by_products", "causal_flow"])
+def test_in_stages(name, without_inductor):  # noqa: F811
+    """As heads of a real width are walked."""
+    form = FORMS[name]
+    assert judge(form.function, arguments(form), target="triton", tile=TILE | {"staged": 1}) == form.regions
