@@ -39,7 +39,7 @@ def trained(model: torch.nn.Module, folder: Any, **settings: Any) -> tuple[list[
     """The losses that the Trainer logs, and the parameters after its steps."""
     args = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to=[], save_strategy="no",
-        learning_rate=1e-2, lr_scheduler_type="constant", logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False,
+        learning_rate=1.0, lr_scheduler_type="constant", logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False,
         optim="sgd", max_grad_norm=0.0, **settings)
     trainer = transformers.Trainer(model=model, args=args, train_dataset=rows())
     trainer.train()
