@@ -115,8 +115,9 @@ def ignore_what_is_logged_once() -> None:
     import torch._dynamo
 
     once = getattr(logging.Logger, "warning_once", None)
-    if once is not None:
-        torch._dynamo.config.ignore_logging_functions.add(once)
+    ignored = getattr(torch._dynamo.config, "ignore_logging_functions", None)    # absent from older torch
+    if once is not None and ignored is not None:
+        ignored.add(once)
 
 
 def counters() -> Any:

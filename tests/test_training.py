@@ -13,6 +13,7 @@ from tests.test_forms import error
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
+pytestmark = pytest.mark.slow
 
 WORDS, LENGTH = 97, 21
 OPTIONS = {"min_virtual_bytes": 0, "strict": True, "require": ["softmax-over-vocabulary"]}
@@ -49,8 +50,8 @@ def trained(model: torch.nn.Module, folder: Any, **settings: Any) -> tuple[list[
 
 @pytest.mark.parametrize("settings, digits", [
     ({"gradient_accumulation_steps": 2}, 2.0 ** -18),
-    pytest.param({"gradient_accumulation_steps": 2, "gradient_checkpointing": True}, 2.0 ** -18, marks=pytest.mark.slow),
-    pytest.param({"bf16": True}, 2.0 ** -6, marks=pytest.mark.slow)], ids=["accumulation", "checkpointing", "bfloat16"])
+    ({"gradient_accumulation_steps": 2, "gradient_checkpointing": True}, 2.0 ** -18),
+    ({"bf16": True}, 2.0 ** -6)], ids=["accumulation", "checkpointing", "bfloat16"])
 def test_the_trainer(settings, digits, tmp_path, quick_builds, without_inductor):  # noqa: F811
     first, model = tiny(), tiny()
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -74,7 +75,6 @@ def adapted(model: torch.nn.Module) -> torch.nn.Module:
     return found
 
 
-@pytest.mark.slow
 def test_an_adapter_on_the_head(quick_builds, without_inductor):  # noqa: F811
     model = adapted(tiny())
     other = copy.deepcopy(model)
