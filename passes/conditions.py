@@ -1,6 +1,7 @@
 """conditions: one form for predicates, so that equal masks are one object and a target reads a bound off a comparison.
 
     j - i <= 0                       ->  j <= i              positions: what is added to the left, what is taken away to the right
+    j < V, i != -100                 ->  true                within an axis of V positions
     not (i < j)                      ->  j <= i              integers: among floats, nan makes both false
     where(c, 1, 0) == 0              ->  not c               a comparison of two constants, chosen by c; so for c as a number
     c and true, c or true, ...       ->  c, true, ...
@@ -13,7 +14,7 @@ from functools import reduce
 from typing import Any
 
 from fuse.ir.expr import Axis, Expr, const, iota, make, size
-from fuse.ir.index import affine
+from fuse.ir.index import Affine, affine, bounds
 from fuse.ir.size import Size
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {"eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le}
@@ -24,16 +25,30 @@ def comparison(node: Expr) -> Expr | None:
     chosen = _chosen(node)
     if chosen is not None:
         return chosen
-    return _ordered(node) if node.op in ("lt", "le") and node.args[0].dtype == "int64" else None
-
-
-def _ordered(node: Expr) -> Expr | None:
-    form = affine(make("sub", *node.args))
-    if form is None:
+    if node.args[0].dtype != "int64":
         return None
-    if not form.terms:
-        known = form.offset.constant
-        return None if known is None else const(COMPARE[node.op](known, 0), "bool")
+    form = affine(make("sub", *node.args))
+    known = None if form is None else _known(node.op, form)
+    if form is None or known is not None:
+        return None if known is None else const(known, "bool")
+    return _ordered(node, form) if node.op in ("lt", "le") else None
+
+
+def _known(op: str, difference: Affine) -> bool | None:
+    """Whether `difference op 0` holds, if that is the same at all positions."""
+    reach = bounds(difference)
+    if reach is None:
+        return None
+    low, high = reach
+    positive, negative = (low - 1).nonnegative(), (-high - 1).nonnegative()
+    if op in ("eq", "ne"):
+        same = low == 0 and high == 0
+        return op == ("eq" if same else "ne") if same or positive or negative else None
+    holds, fails = (negative, low.nonnegative()) if op == "lt" else ((-high).nonnegative(), positive)
+    return True if holds else False if fails else None
+
+
+def _ordered(node: Expr, form: Affine) -> Expr | None:
     if not all(c.nonnegative() or (-c).nonnegative() for c in form.terms.values()):
         return None
     left = [_times(a, c) for a, c in form.terms.items() if c.nonnegative()]

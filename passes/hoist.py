@@ -3,7 +3,7 @@
     body(... f(r1[n], r2[n]) ...)  ->  d[n] = f(r1[n], r2[n]);  body(... d[n] ...)
 
 Kernels then differ only in what they stream: the many spellings of a loss tail become reads of the same few vectors.
-Pure index arithmetic stays in the kernel (it becomes predicates and loop bounds), and so does a lone read.
+Pure index arithmetic stays in the kernel (it becomes predicates and loop bounds) unless it is summed, and so does a lone read.
 `regroup` writes the body of a dot as (everything on the tile) * (what carries the width), so that both gradients of a
 contraction contract one and the same expression; with two widths as (everything else) * (what carries the last).
 Where values are scanned, every product is (what does not vary along the stream) * (what does): the first is computed once.
@@ -79,7 +79,7 @@ def _worth_storing(node: Expr, region: Region) -> bool:
     if not set(node.axes) < {*region.grid, *region.streams}:
         return False
     below = topological([node])
-    if any(e.op == "carry" for e in below) or not any(e.op == "read" for e in below):
+    if any(e.op == "carry" for e in below) or not any(e.op in ("read", "sum") for e in below):
         return False
     inner = node.args[0] if node.op == "cast" else node
     return inner.op != "read"

@@ -57,9 +57,9 @@ def looks_for_the_best(h, W, y):
 
 
 @provokes("NOT_A_REDUCTION")
-def normalises_both_ways(h, W, y):
+def normalises_the_other_way(h, W, y):
     logits = F.linear(h, W)
-    return (logits.softmax(0) * logits.softmax(1)).sum()
+    return logits.softmax(0).amax(1).sum()
 
 
 @provokes("NOT_A_SCAN")

@@ -192,7 +192,7 @@ class Folds:
         """state op= lanes, after the strips of one chunk."""
         state = self.ctx.program.state(u.state)
         if u.kind is Kind.ARGMAX:
-            best, where = (self.at(self.array(f"{u.state}{s}", chunk), chunk) for s in ("_v", "_i"))
+            best, where = (self.at(self.array(f"{u.state}{s}", chunk), chunk) for s in ("_v", ""))
             first = {"row": "row0 + first", "col": "col0 + first"}[u.over[0]]
             chunk.add(f"take_first(h_{u.state}, w_{u.state}, {first}, {best}, {where});")
             return

@@ -78,7 +78,7 @@ class Lanes(Folds):
         lane, each = block.thing("strip"), block.open(PER_LANE)
         assert isinstance(lane, Strip)
         if u.kind is Kind.ARGMAX:
-            best, where = (self.at(self.array(f"{u.state}{s}", each), each, lane) for s in ("_v", "_i"))
+            best, where = (self.at(self.array(f"{u.state}{s}", each), each, lane) for s in ("_v", ""))
             first = {"row": "row0", "col": "col0"}[u.over[0]]
             each.add(f"if (beats(h_{u.state}[k], {best})) {{ {best} = h_{u.state}[k]; {where} = {first} + w_{u.state}[k]; }}")
         else:

@@ -38,7 +38,7 @@ class States:
             return [(f"{state.name}_m", dtype, LOWEST[dtype]), (f"{state.name}_o", dtype, LOWEST[dtype]),
                     (f"{state.name}_l", ctype_of_sum(state.dtype), f"{ctype_of_sum(state.dtype)}(0)")]
         if state.kind is Kind.ARGMAX:
-            return [(f"{state.name}_v", dtype, LOWEST[dtype]), (f"{state.name}_i", "int64_t", "int64_t(0)")]
+            return [(f"{state.name}_v", dtype, LOWEST[dtype]), (state.name, "int64_t", "int64_t(0)")]
         if state.kind is Kind.MAX:
             return [(state.name, dtype, LOWEST[dtype])]
         wide = u.wide is not None or not u.over
@@ -55,7 +55,7 @@ class States:
 
     def stored_from(self, state: State) -> list[tuple[str, str]]:
         """(output, array) pairs."""
-        names = {Kind.LSE: [f"{state.name}_m", f"{state.name}_l"], Kind.ARGMAX: [f"{state.name}_i"]}.get(state.kind, [state.name])
+        names = [f"{state.name}_m", f"{state.name}_l"] if state.kind is Kind.LSE else [state.name]
         return list(zip(state.stores, names, strict=False))
 
     # ---- one tile of rows -------------------------------------------------------------------------------------------

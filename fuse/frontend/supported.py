@@ -57,7 +57,7 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
         return [a for a in anchors if a <= set(x.axes)]
     summed = [frozenset(a.axes) for a in program.anchors if a.op == "sum"]
     roots = [t.value for o in program.outputs for t in o.terms]
-    streams: dict[frozenset[Axis], set[Axis]] = {}
+    swept = False
     for node in topological(roots):
         large = {a for arg in node.args for a in spanned(arg)}
         if node.op in ("scan", "shift") and any(a <= set(node.axes) for a in summed):
@@ -67,15 +67,12 @@ def streamable(program: Program, candidate: Candidate) -> Miss | None:
         if spanned(node) and _knife_edge(node, spanned):
             return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
                         "the large value is compared with its own maximum, which one rounding decides: use argmax")
-        for anchor in large:
-            gone = _swept(node) & anchor
-            if gone:
-                streams[anchor] = gone & streams.get(anchor, gone)
-                if not streams[anchor]:
-                    return Miss("NOT_A_REDUCTION", node.origin or candidate.where,
-                                "the large value is reduced along two different axes")
-    if not streams:
+        swept |= any(_swept(node) & anchor for anchor in large)
+    if not swept:
         return Miss("NOT_A_REDUCTION", candidate.where, "nothing reduces the large value")
+    if _turns(roots, spanned):
+        return Miss("NOT_A_REDUCTION", candidate.where,
+                    "the large value is reduced along two different axes, one after the other")
     return Miss("ESCAPES", candidate.where) if any(map(spanned, roots)) else None
 
 
@@ -84,6 +81,19 @@ def _knife_edge(node: Expr, spanned: Callable[[Expr], object]) -> bool:
     if node.op not in ("eq", "ne", "lt", "le") or node.args[0].dtype not in FLOATS:
         return False
     return any(e.op == "max" and spanned(e.args[0]) for e in topological(node.args))
+
+
+def _turns(roots: Iterable[Expr], spanned: Callable[[Expr], list[frozenset[Axis]]]) -> bool:
+    """Does a reduction of a large value wait for one along other axes? Each turn would be a sweep that makes it again."""
+    streams: dict[Expr, set[frozenset[Axis]]] = {}      # what the reductions below a node have in common, chain by chain
+    for node in topological(roots):
+        below = {axes for arg in node.args for axes in streams[arg]}
+        for gone in {frozenset(_swept(node) & anchor) for arg in node.args for anchor in spanned(arg)} - {frozenset()}:
+            below = {axes & gone for axes in below} | {gone}
+        if frozenset() in below:
+            return True
+        streams[node] = below
+    return False
 
 
 def _swept(node: Expr) -> set[Axis]:
