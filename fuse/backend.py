@@ -75,7 +75,7 @@ def fuse_graph(gm: GraphModule, options: Options, before_edit: Callable[[], None
         if isinstance(placed, Miss):
             report.misses.append(placed)
         else:
-            report.regions.append(region.report())
+            report.regions.append(region.report(body=list(bodies(gm)).index(body), nodes=placed.meta["replaced"]))
             escapes += region.imported.candidate.escapes
     for body in bodies(gm):
         body.recompile()

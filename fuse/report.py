@@ -16,10 +16,12 @@ import torch
 
 from fuse import private
 from fuse.ir.kinds import KINDS, kind_of, kinds_of
+from fuse.ir.program import Program
 from fuse.reasons import Miss
 
 __all__ = ["KINDS", "CarryReport", "GraphReport", "RegionReport", "Report", "WalkReport", "explain", "kind_of", "kinds_of"]
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+PRIVATE = ("notes", "snapshots", "walks", "body", "nodes", "operands", "program")    # not in to_dict as they stand
 log = logging.getLogger("fuse.report")
 
 
@@ -75,11 +77,14 @@ class RegionReport:
 
     streams        the axes that are walked, with their extents, forward walks only
     bytes_saved    storage of the values that plain PyTorch would store and fuse does not; `bytes_formula` by their sizes
+    bytes_stored   of the results and of what the forward keeps for the backward
     flops          of the forward walks; each walk has its own, with a formula
     sizes          where every size symbol of the formulas is read
     walks          every kernel, forward and backward
     seconds        of each pass and of building the kernels; empty if another region of the process had the same plan
     snapshots      the program as text after every pass
+    nodes          of the captured graph that the region took the place of, in its body number `body` (0: the graph itself)
+    operands       the nodes that feed the inputs of `program`, which is what the region means, its axes named as in the walks
     """
 
     kinds: tuple[str, ...]
@@ -89,6 +94,7 @@ class RegionReport:
     outputs: tuple[str, ...] = ()
     bytes_saved: int = 0
     bytes_formula: str = "0"
+    bytes_stored: int = 0
     flops: int = 0
     sizes: dict[str, str] = field(default_factory=dict)
     target: str = ""
@@ -97,6 +103,10 @@ class RegionReport:
     seconds: dict[str, float] = field(default_factory=dict)
     snapshots: dict[str, Callable[[], str]] = field(default_factory=dict)
     key: str = ""
+    body: int = 0
+    nodes: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
+    program: Program | None = field(default=None, repr=False, compare=False)
 
     @property
     def schedules(self) -> dict[str, str]:
@@ -114,7 +124,7 @@ class RegionReport:
         return {w.name: w.source for w in self.walks if w.source}
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {k: v for k, v in vars(self).items() if k not in ("notes", "snapshots", "walks")}
+        plain = {k: v for k, v in vars(self).items() if k not in PRIVATE}
         return {**plain, "walks": [w.to_dict() for w in self.walks], "notes": [n.to_dict() for n in self.notes]}
 
 
@@ -192,12 +202,16 @@ def publish(report: GraphReport) -> None:
     private.trace_artifact("fuse_report", lambda: {"schema": SCHEMA_VERSION, **report.to_dict()})
 
 
+Watch = Callable[[torch.fx.GraphModule, GraphReport], Callable[..., Any]]
+
+
 def explain(fn: Callable[..., Any], *args: Any, fuse_options: dict[str, Any] | None = None,
-            fuse_dynamic: bool | None = None, **kwargs: Any) -> Report:
+            fuse_dynamic: bool | None = None, fuse_watch: Watch | None = None, **kwargs: Any) -> Report:
     """What fuse would do with `fn(*args, **kwargs)`. `fn` is a function, a module, or either of them compiled.
 
     The call runs in eager mode while Dynamo records it, side effects included. `fuse_options` are the options that
-    torch.compile would be given, `fuse_dynamic` what it calls `dynamic`. Whatever `fn` raises is raised.
+    torch.compile would be given, `fuse_dynamic` what it calls `dynamic`. `fuse_watch` is shown every captured graph with
+    its report, and returns what is to run in its place. Whatever `fn` raises is raised.
     """
     from fuse.backend import fuse_graph
     from fuse.options import Options
@@ -209,7 +223,7 @@ def explain(fn: Callable[..., Any], *args: Any, fuse_options: dict[str, Any] | N
     def collect(gm: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
         report.graphs.append(fuse_graph(private.untouched_copy(gm), chosen))
         places.update(private.break_after(gm))
-        return gm.forward
+        return fuse_watch(gm, report.graphs[-1]) if fuse_watch else gm.forward
     before = private.graph_breaks()
     compiled: Callable[..., Any] = torch.compile(private.uncompiled(fn), backend=collect, dynamic=fuse_dynamic)
     compiled(*args, **kwargs)

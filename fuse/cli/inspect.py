@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuse.cli import screen
@@ -10,7 +11,7 @@ from fuse.cli.errors import ProgramFailed, UsageError
 from fuse.cli.program import Program, add_program, checked_kinds, load, options_of
 
 if TYPE_CHECKING:
-    from fuse.report import RegionReport, Report
+    from fuse.report import RegionReport, Report, Watch
 
 
 def add(commands: Any) -> None:
@@ -24,6 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--profile", action="store_true", help="print what fuse's passes took")
     parser.add_argument("--require", action="append", default=[], metavar="KIND",
                         help="exit with 1 if no region of this kind was fused; repeatable")
+    parser.add_argument("--html", metavar="FILE", help="write everything as one page for a browser, with a picture of the graph")
     screen.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -33,7 +35,7 @@ def run(parsed: argparse.Namespace) -> int:
     required, options = checked_kinds(parsed.require), options_of(parsed)
     program = load(parsed)
     _choose_arch(options)
-    report = analysed(program, options, parsed.dynamic)
+    report = _with_page(program, options, parsed) if parsed.html else analysed(program, options, parsed.dynamic)
     found = {kind for region in report.regions for kind in region.kinds}
     missing = sorted(required - found)
     if parsed.json:
@@ -45,15 +47,31 @@ def run(parsed: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
-def analysed(program: Program, options: dict[str, Any], dynamic: bool) -> Report:
+def analysed(program: Program, options: dict[str, Any], dynamic: bool, watch: Watch | None = None) -> Report:
     """The report of one call. ProgramFailed if the program raises."""
     from fuse.report import explain
 
     try:
         with program.mode():
-            return explain(program.function, *program.args, fuse_options=options, fuse_dynamic=dynamic or None, **program.kwargs)
+            return explain(program.function, *program.args, fuse_options=options, fuse_dynamic=dynamic or None,
+                           fuse_watch=watch, **program.kwargs)
     except Exception as error:
         raise ProgramFailed(f"{program.label} failed while it was compiled") from error
+
+
+def _with_page(program: Program, options: dict[str, Any], parsed: argparse.Namespace) -> Report:
+    """The report, which is also written as a page."""
+    from fuse.page import Record, render
+
+    file, record = Path(parsed.html), Record()
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder for {parsed.html!r}" if not file.is_dir() else f"{parsed.html!r} is a folder")
+    report = analysed(program, options, parsed.dynamic, record.watch)
+    try:
+        file.write_text(render(report, record, program.label), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{parsed.html!r} cannot be written: {error.strerror}") from error
+    return report
 
 
 def _check_passes(*given: str | None) -> None:

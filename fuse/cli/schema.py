@@ -25,8 +25,8 @@ WALK = {"name": str, "direction": str, "kind": str, "streams": [str], "grid": [s
         "carries": [CARRY], "emits": [str], "flops": int, "flops_formula": str, "schedule": str, "eps": (float, None),
         "text": str, "source": str}
 REGION = {"kinds": [str], "where": (str, None), "streams": [str], "inputs": [str], "outputs": [str], "bytes_saved": int,
-          "bytes_formula": str, "flops": int, "sizes": {str: str}, "target": str, "walks": [WALK], "notes": [MISS],
-          "seconds": {str: float}, "key": str}
+          "bytes_formula": str, "bytes_stored": int, "flops": int, "sizes": {str: str}, "target": str, "walks": [WALK],
+          "notes": [MISS], "seconds": {str: float}, "key": str}
 GRAPH = {"nodes": int, "regions": [REGION], "misses": [MISS], "seconds": {str: float}}
 RESOURCES = ({"kernel": str, "arch": str, "registers": int, "spills": int, "shared": int, "fits": bool},
              {"kernel": str, "arch": str, "vector_bits": int, "instructions": {str: int}})

@@ -37,7 +37,7 @@ class Place:
 def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str, *,
            moved: dict[Node, Node] | None = None, takes: Sequence[str] | None = None,
            gives: Sequence[str] | None = None, covered: Sequence[Node] = ()) -> Node | Miss:
-    """The call, or a Miss with the graph as it was.
+    """The call, whose meta names the nodes it `replaced`, or a Miss with the graph as it was.
 
     `moved` maps exits of regions spliced before to what took their place, and is added to: one region may read what
     another gives. `takes` and `gives` are the element types of the op's operands and results. Where they differ from
@@ -60,7 +60,7 @@ def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str
                     for node, dtype in zip(inputs, takes or _dtypes(inputs), strict=True)]
         call = graph.call_function(torch.ops.fuse.forward.default, (operands, key))
         made = [_converted(like, dtype) for like, dtype in zip(recorded, gives or _dtypes(exits), strict=True)]
-        call.meta.update(origin, example_value=made)
+        call.meta.update(origin, example_value=made, replaced=tuple(n.name for n in place.dead))
         results = []
         for i, (like, value) in enumerate(zip(recorded, made, strict=True)):
             result = graph.call_function(operator.getitem, (call, i))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fuse.formula import Formula
@@ -12,7 +13,7 @@ from fuse.frontend.symbols import numel_hint, shape_of, size_of
 from fuse.ir.expr import FLOATS, Axis, topological
 from fuse.ir.kinds import kind_of
 from fuse.ir.program import Carry, Region
-from fuse.ir.size import Size
+from fuse.ir.size import Size, product
 from fuse.ir.text import print_expr, print_region
 from fuse.report import CarryReport, WalkReport
 from fuse.runtime.executable import Executable
@@ -75,6 +76,17 @@ def formula_virtual(imported: Any) -> Formula:
         stored = (n for n, stride in zip(shape_of(tensor), tensor.stride(), strict=True) if size_of(stride) != 0)
         total += Formula.product(1, [*stored, Size.of(tensor.element_size())])
     return total
+
+
+def bytes_stored(executable: Executable, hints: Mapping[str, int]) -> int:
+    """Bytes of what the region does store: its results, and what a backward that walks reads of the forward.
+
+    Gradients that the forward computes already are left out: they are stored whoever computes them.
+    """
+    needs = tuple(b.name in executable.wrt for b in executable.inputs)
+    opaque = executable.opaque(needs) if executable.wrt else None
+    kept = [b for b in executable.training(needs).kept if b in opaque.inputs] if opaque is not None else []
+    return sum(product(b.shape).evaluate(hints) * getattr(torch, b.dtype).itemsize for b in (*executable.outputs, *kept))
 
 
 def _virtual(imported: Any) -> list[Tensor]:

@@ -27,7 +27,7 @@ from fuse.passes import Context, compile_program
 from fuse.reasons import Miss, Refused
 from fuse.report import RegionReport
 from fuse.runtime import ops
-from fuse.runtime.describe import bytes_virtual, formula_virtual, walks_of
+from fuse.runtime.describe import bytes_stored, bytes_virtual, formula_virtual, walks_of
 from fuse.runtime.executable import Executable, unbound
 
 
@@ -62,7 +62,8 @@ class Planned:
     def gives(self) -> list[str]:
         return [b.dtype for b in self.executable.outputs]
 
-    def report(self) -> RegionReport:
+    def report(self, body: int = 0, nodes: tuple[str, ...] = ()) -> RegionReport:
+        """`body` is the index among the graph's bodies, `nodes` the names there of what the region replaced."""
         plan = self.executable.plan
         hints = dict(self.imported.program.hints)
         walks = walks_of(self.executable, hints, self.target, self.arch)
@@ -74,9 +75,11 @@ class Planned:
             inputs=tuple(map(str, inputs)), outputs=tuple(map(str, outputs)),
             sizes={s: f"dimension {at.dim} of {self.inputs[at.index].name}" for s, at in self.executable.binding.items()},
             bytes_saved=bytes_virtual(self.imported), bytes_formula=str(formula_virtual(self.imported)),
+            bytes_stored=bytes_stored(self.executable, hints),
             flops=sum(w.flops for w in forward), target=self.target, walks=walks,
             notes=(*plan.notes, *self.executable.lacking.values(), *stored(self.imported.candidate)), seconds=dict(self.seconds),
-            snapshots={n: partial(print_program, p) for n, p in plan.snapshots.items()}, key=self.key)
+            snapshots={n: partial(print_program, p) for n, p in plan.snapshots.items()}, key=self.key,
+            body=body, nodes=nodes, operands=tuple(n.name for n in self.inputs), program=plan.snapshots["import"])
 
 
 def plan_region(imported: Any, options: Options) -> Planned | Miss:
