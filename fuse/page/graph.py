@@ -5,6 +5,7 @@ another can only reach it without passing a region, so the groups form a graph w
 """
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -42,8 +43,8 @@ class Operation:
 
     def to_dict(self) -> dict[str, Any]:
         given = self.node.op == "placeholder"
-        return {"id": self.id, "group": self.group, "name": self.node.name, "op": "input" if given else called(self.node),
-                "type": _type(self.node), "module": self.module, "where": None if given else where(self.node),
+        return {"id": self.id, "group": self.group, "name": self.node.name, "input": given,
+                "label": re.sub(r"^l_(.+)_$", r"\1", self.node.name) if given else called(self.node), "type": _type(self.node), "module": self.module, "where": None if given else where(self.node),
                 "parameters": self.parameters}
 
 
@@ -145,10 +146,11 @@ def _depths(found: list[Operation]) -> dict[str, int]:
 
 
 def _label(inside: list[Operation]) -> str:
-    """The module that all of it belongs to, or its commonest operations."""
-    paths = [o.module.split(".") for o in inside if o.node.op != "placeholder"]
-    common = [step for step, *others in zip(*paths, strict=False) if all(step == other for other in others)] if paths else []
-    if any(common):
-        return ".".join(common)
-    ops = Counter(called(o.node) for o in inside if o.node.op != "placeholder")
-    return ", ".join(op for op, _ in ops.most_common(3)) or ", ".join(o.node.name for o in inside[:3])
+    """The module that computes all of it, or its commonest operations."""
+    computed = [o for o in inside if o.node.op != "placeholder"]
+    modules = {o.module for o in computed}
+    whole = min(modules, key=len, default="")
+    if whole and all(f"{m}.".startswith(f"{whole}.") for m in modules):
+        return whole
+    ops = Counter(called(o.node) for o in computed)
+    return ", ".join(op for op, _ in ops.most_common(3)) or "inputs"

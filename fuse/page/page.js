@@ -10,7 +10,7 @@ function h(tag, properties, ...children) {
     if (name === "style" || name === "role" || name.includes("-")) element.setAttribute(name, value);
     else element[name] = value;
   }
-  element.append(...children.flat().filter(child => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -92,7 +92,7 @@ function byKind(size) {
 function fillMemory() {
   if (!page.data.regions.length) return;
   const results = page.data.regions.reduce((sum, r) => sum + r.stored, 0);
-  $("memory").append(h("h3", { style: "margin-top: 0" }, "Stored by what was fused, forward"), bars(false,
+  $("memory").append(h("h3", { style: "margin-top: 0" }, "Bytes stored by what was fused"), bars(false,
     ["plain PyTorch", [...byKind(r => r.saved), [null, results, `results and statistics: ${bytes(results)}`]]],
     ["with fuse", [[null, results, `results and statistics: ${bytes(results)}`]]]));
 }
@@ -283,7 +283,7 @@ function over(data, event) {
   const line = (text, name = "") => text && h("div", { className: name }, text);
   const region = data.region && page.data.regions.find(r => r.id === data.region);
   $("tip").replaceChildren(...(node
-    ? [h("b", {}, node.op), line(`${node.name}: ${node.type}`, "mono"), line(node.module), line(node.where && place(node.where), "quiet"),
+    ? [h("b", {}, node.label), line(`${node.name}: ${node.type}`, "mono"), line(node.module), line(node.where && place(node.where), "quiet"),
        line(node.parameters.length ? `with ${node.parameters.join(", ")}` : "", "quiet")]
     : [h("b", {}, region ? region.kind : group.label), line(region ? place(region.where) : "", "quiet"),
        line(region && region.saved ? `${bytes(region.saved)} not stored` : ""), line(`${plural(group.count, "operation")}; ${region ? "click to read about it" : "click to open or close"}`, "quiet")]

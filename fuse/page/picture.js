@@ -54,7 +54,7 @@ class Picture {
     for (const node of this.graph.nodes) {
       if (this.shownAs(node) !== node.id) continue;
       const parent = this.opened.has(node.group) ? node.group : undefined;
-      found.push({ data: { id: node.id, parent, label: node.op, type: node.op === "input" ? "input" : "operation", ...this.sized(node.op, 11) } });
+      found.push({ data: { id: node.id, parent, label: node.label, type: node.input ? "input" : "operation", ...this.sized(node.label, "11px") } });
     }
     for (const [from, to] of this.graph.edges) {
       const source = this.shownAs(this.nodes.get(from)), target = this.shownAs(this.nodes.get(to)), id = `${source}>${target}`;
@@ -68,7 +68,7 @@ class Picture {
   box(group) {
     const kind = group.region === null ? undefined : this.kindOf(group.region), name = kind ?? group.label;
     const below = kind ? group.label : `${group.count} operations`;
-    return { id: group.id, region: kind && group.id, kind, label: `${name}\n${below}`, type: kind ? "region" : "between", ...this.sized(name, 13, below) };
+    return { id: group.id, region: kind && group.id, kind, label: `${name}\n${below}`, type: kind ? "region" : "between", ...this.sized(name, kind ? "600 13px" : "12px", below) };
   }
 
   frame(group) {
@@ -77,7 +77,7 @@ class Picture {
   }
 
   sized(text, size, below = "") {
-    this.pen.font = `${size}px ${colour("sans")}`;
+    this.pen.font = `${size} ${colour("sans")}`;
     const width = Math.max(this.pen.measureText(text).width, this.pen.measureText(below).width);
     return { w: Math.max(44, Math.ceil(width) + 24), h: below ? 46 : 26 };
   }
@@ -102,8 +102,7 @@ class Picture {
     if (this.cy.zoom() > 1.15) this.cy.zoom(1.15);
     else if (!whole && this.cy.zoom() < 0.55) this.cy.zoom(Math.min(0.8, Math.max(0.3, (this.cy.width() - 48) / this.cy.elements().boundingBox().w)));
     this.cy.center();
-    const box = this.cy.elements().renderedBoundingBox();
-    if (!whole && box.h > this.cy.height()) this.cy.panBy({ x: 0, y: 20 - box.y1 });
+    if (!whole) this.cy.panBy({ x: 0, y: 24 - this.cy.elements().renderedBoundingBox().y1 });
   }
 
   zoom(factor) {
