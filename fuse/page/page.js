@@ -272,10 +272,14 @@ function showGraph(index) {
   page.pictures[index].cy.container().removeAttribute("hidden");
 }
 
+// A large graph takes seconds to lay out: the page says so first.
 function everything(yes) {
   $("everything").setAttribute("aria-pressed", String(yes));
   $("overview").setAttribute("aria-pressed", String(!yes));
-  page.pictures[page.shown].showAll(yes);
+  const picture = page.pictures[page.shown], large = yes && page.data.graphs[page.shown].nodes.length > LARGE;
+  $("busy").hidden = !large;
+  if (!large) return picture.showAll(yes);
+  setTimeout(() => { picture.showAll(yes); $("busy").hidden = true; }, 30);
 }
 
 function over(data, event) {

@@ -2,6 +2,8 @@
 // one box until it is opened; then its operations stand inside it.
 "use strict";
 
+const LARGE = 300;    // operations that take seconds to lay out
+
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
@@ -89,7 +91,8 @@ class Picture {
       this.cy.add(this.elements());
       this.mark(this.chosen);
     });
-    this.cy.layout({ name: "dagre", rankDir: "TB", nodeSep: 18, rankSep: 30, edgeSep: 10, animate: false, fit: false }).run();
+    this.cy.layout({ name: "dagre", rankDir: "TB", nodeSep: 18, rankSep: 30, edgeSep: 10, animate: false, fit: false,
+      useDagreEdgeControlPoints: true, automaticDagreEdgeStyle: false }).run();
     if (!before) return this.fit();
     const after = this.cy.$id(keep).renderedPosition();
     this.cy.panBy({ x: before.x - after.x, y: before.y - after.y });
@@ -133,15 +136,20 @@ class Picture {
     const ofKind = data => colour(data.data("kind"));
     const text = { label: "data(label)", "font-family": colour("sans"), "text-valign": "center", "text-halign": "center", "text-wrap": "wrap", "line-height": 1.3 };
     return [
-      { selector: "node", style: { ...text, shape: "round-rectangle", width: "data(w)", height: "data(h)", "font-size": 11, color: colour("ink"),
+      { selector: "node", style: { ...text, shape: "round-rectangle", "font-size": 11, color: colour("ink"),
         "background-color": colour("card"), "border-width": 1, "border-color": colour("edge") } },
+      { selector: "node[w]", style: { width: "data(w)", height: "data(h)" } },
       { selector: "node[type='input']", style: { "background-color": colour("sunk"), "border-style": "dashed", color: colour("soft") } },
       { selector: "node[type='between']", style: { "background-color": colour("sunk"), "font-size": 12 } },
       { selector: "node[type='region']", style: { "background-color": ofKind, "border-width": 0, color: colour("on-kind"), "font-size": 13, "font-weight": 600 } },
-      { selector: "node[type='frame']", style: { "background-color": colour("sunk"), "background-opacity": 0.6, "text-valign": "top", "text-margin-y": -4, "font-size": 12, color: colour("soft"), padding: 14 } },
+      { selector: "node[type='frame']", style: { "background-color": colour("sunk"), "background-opacity": 0.6, "text-valign": "top", "text-margin-y": -4, "font-size": 12, color: colour("soft"),
+        "text-background-color": colour("card"), "text-background-opacity": 0.85, "text-background-padding": 2, padding: 14 } },
       { selector: "node[type='frame'][kind]", style: { "background-color": ofKind, "background-opacity": 0.13, "border-color": ofKind, "border-width": 2, color: ofKind, "font-weight": 600 } },
       { selector: "node.chosen", style: { "outline-width": 3, "outline-color": colour("accent"), "outline-offset": 3 } },
-      { selector: "edge", style: { width: 1.2, "line-color": colour("edge"), "target-arrow-color": colour("edge"), "target-arrow-shape": "triangle", "arrow-scale": 0.8, "curve-style": "bezier" } },
+      { selector: "edge", style: { width: 1.2, "line-color": colour("edge"), "target-arrow-color": colour("edge"), "target-arrow-shape": "triangle", "arrow-scale": 0.8,
+        "curve-style": "unbundled-bezier", "edge-distances": "intersection",
+        "control-point-weights": edge => edge.scratch("controlPointWeights") ?? [0.5],
+        "control-point-distances": edge => edge.scratch("controlPointDistances") ?? [0] } },
     ];
   }
 }
