@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from fuse.cli import main
-from fuse.ir.expr import Axis, Buffer, read, reduce_
+from fuse.ir.expr import Axis, Buffer, const, make, read, reduce_, sum_, where
+from fuse.ir.size import Size
 from fuse.page import Record, render
 from fuse.page.highlight import marked
 from fuse.page.interaction import Interaction, affine_in, interaction, span
@@ -78,7 +79,8 @@ def test_the_page_needs_nothing_but_itself(page):
     _, text, _ = page
     assert len(text) < 2_000_000
     assert "default-src 'none'" in text and "sourceMappingURL" not in text and "{{" not in text.partition("<style>")[0]
-    assert not re.search(r'<(?:script|img|iframe)[^>]+src=|<link[^>]+href="(?!data:)|@import|url\(', text.partition("cytoscape")[0])
+    own = text.partition("cytoscape")[0]
+    assert not re.search(r'<(?:script|img|iframe)[^>]+src=|<link[^>]+href="(?!data:)|@import|url\(', own)
     assert text.count("</script>") == 5, "nobody's text ends a script"
 
 
@@ -173,11 +175,12 @@ def found_in(function, args):
     return [interaction(r.program, record.environment(0, r), streams_of(r), record.parameters(0, r)) for r in report.regions]
 
 
-def test_attention_is_its_probabilities():
-    q, k, v = (torch.randn(2, 3, n, 8) for n in (11, 13, 13))
+def attend(q, k, v):
+    return (q @ k.transpose(-1, -2) / math.sqrt(8)).softmax(-1) @ v
 
-    def attend(q, k, v):
-        return (q @ k.transpose(-1, -2) / math.sqrt(8)).softmax(-1) @ v
+
+def test_attention_is_its_probabilities():
+    q, k, v = (torch.randn(2, 3, n, 8) for n in (41, 53, 53))
     (found,) = found_in(attend, (q, k, v))
     assert isinstance(found, Interaction) and not found.implicit and found.operand == 2 and found.heads == 3
     expected = (q.double() @ k.double().transpose(-1, -2) / math.sqrt(8)).softmax(-1)[0]
@@ -206,23 +209,28 @@ def test_a_scan_is_implicit_and_needs_a_head_for_every_independent_channel(decay
     torch.testing.assert_close(y, scan(*(t.double() for t in (x, dt, a, b, c))), rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_not_linear_has_no_matrix():
-    def squared(q, k, v):
-        return (q @ k.T).softmax(-1) @ (v * v)
+def test_linear_attention_is_linear_in_what_it_sums_along_the_sequence():
+    """It is linear in its queries and keys as well, but those sums are along the features."""
+    q, k, v = (torch.randn(2, 60, 8) for _ in range(3))
+    found = found_in(lambda q, k, v: (q @ k.transpose(-1, -2)) @ v, (q, k, v))
+    for each in found:
+        assert isinstance(each, Interaction) and each.operand == 2
+        torch.testing.assert_close(each.weights[0], q[0].double() @ k[0].double().T, rtol=1e-12, atol=1e-12)
 
-    def itself(x):
-        return (x @ x.T).softmax(-1) @ x.sin()
-    for function, count in ((squared, 3), (itself, 1)):
-        found = found_in(function, [torch.randn(9, 4) for _ in range(count)])
-        assert all(isinstance(f, str) or f.weights.shape[-2:] == (9, 9) for f in found)
-    i, j, d = Axis("i", 3), Axis("j", 4), Axis("d", 5)
-    x, y = read(Buffer("x", "float32", (4, 5)), j, d), read(Buffer("y", "float32", (3, 4)), i, j)
-    assert affine_in(reduce_("sum", y * x, j), x) and affine_in(reduce_("sum", y * x, j) + y, x)
-    for refused in (x * x, y / x, reduce_("max", x, j), reduce_("lse", x, j), y):
+
+def test_affine_is_proved():
+    i, j, d = Axis("i", Size.of(3)), Axis("j", Size.of(4)), Axis("d", Size.of(5))
+    x = read(Buffer("x", "float32", (j.extent, d.extent)), j, d)
+    y = read(Buffer("y", "float32", (i.extent, j.extent)), i, j)
+    assert affine_in(sum_(y * x, j), x) and affine_in(sum_(y * x, j) + sum_(y, j), x) and affine_in(x / y - y, x)
+    chosen = make("lt", y, const(0, "float32"))
+    assert affine_in(where(chosen, x, 0), x) and affine_in(make("scan", y, x, axis=j, reverse=False), x)
+    for refused in (x * x, y / x, reduce_("max", x, j), reduce_("lse", x, j), y, make("exp", x), where(make("lt", x, y), y, x),
+                    make("scan", x, x, axis=j, reverse=False), (x + y) * sum_(x, j)):
         assert not affine_in(refused, x)
 
 
-def test_parameters_are_no_sequence():
+def test_a_loss_and_a_pair_of_layers_have_no_matrix():
     class Two(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -230,13 +238,18 @@ def test_parameters_are_no_sequence():
 
         def forward(self, x):
             return self.b(F.gelu(self.a(x)))
-    assert all(isinstance(f, str) for f in found_in(Two(), (torch.randn(2, 9, 6),)))
+
+    def loss(h, w, y):
+        return F.cross_entropy(h @ w, y)
+    layers = found_in(Two(), (torch.randn(2, 9, 6),))
+    losses = found_in(loss, (torch.randn(9, 4), torch.randn(4, 77), torch.randint(0, 77, (9,))))
+    assert len(layers) == len(losses) == 1 and all(isinstance(f, str) for f in layers + losses)
 
 
-def test_a_large_example_is_refused():
-    q = torch.randn(1, 600, 4)
-    (found,) = found_in(lambda q, k, v: (q @ k.transpose(-1, -2)).softmax(-1) @ v, (q.expand(80, -1, -1), q, q))
-    assert isinstance(found, str)
+def test_a_large_example_is_refused(monkeypatch):
+    monkeypatch.setattr("fuse.page.interaction.MAX_ELEMENTS", 50 * 50)
+    (found,) = found_in(attend, [torch.randn(1, 60, 8) for _ in range(3)])
+    assert isinstance(found, str) and "too large" in found
 
 
 def test_span_counts_independent_matrices():
@@ -251,7 +264,8 @@ def test_span_counts_independent_matrices():
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--window-size=1400,1000")
 MIDDLE = """
-const picture = page.pictures[0], box = picture.cy.container().getBoundingClientRect(), at = picture.cy.$id(arguments[0]).renderedPosition();
+const picture = page.pictures[0], box = picture.cy.container().getBoundingClientRect();
+const at = picture.cy.$id(arguments[0]).renderedPosition();
 return [Math.round(box.x + at.x), Math.round(box.y + at.y)];
 """
 
@@ -317,13 +331,20 @@ def test_the_misses_stand_in_their_tab(browser):
 
 
 def test_dark_and_light_differ(browser):
-    ground = {}
-    for scheme in ("light", "dark"):
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        ground[scheme] = browser.execute_script("return [getComputedStyle(document.body).backgroundColor, "
-                                                "page.pictures[0].cy.nodes()[0].style('background-color')]")
-    assert all(a != b for a, b in zip(ground["light"], ground["dark"], strict=True))
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def grounds(_):
+        return browser.execute_script("return [getComputedStyle(document.body).backgroundColor, "
+                                      "page.pictures[0].cy.nodes()[0].style('background-color')]")
+
+    def emulate(scheme):
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    emulate("light")
+    is_light = "return matchMedia('(prefers-color-scheme: light)').matches"
+    WebDriverWait(browser, 20).until(lambda _: browser.execute_script(is_light))
+    light = grounds(browser)
+    emulate("dark")
+    WebDriverWait(browser, 20).until(lambda _: all(a != b for a, b in zip(light, grounds(_), strict=True)))
 
 
 def test_the_console_stays_empty(browser):

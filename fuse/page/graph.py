@@ -42,10 +42,10 @@ class Operation:
         return str(stack[-1][0]).partition("].")[2] if stack else ""
 
     def to_dict(self) -> dict[str, Any]:
-        given = self.node.op == "placeholder"
-        return {"id": self.id, "group": self.group, "name": self.node.name, "input": given,
-                "label": re.sub(r"^l_(.+)_$", r"\1", self.node.name) if given else called(self.node), "type": _type(self.node), "module": self.module, "where": None if given else where(self.node),
-                "parameters": self.parameters}
+        given, name = self.node.op == "placeholder", self.node.name
+        return {"id": self.id, "group": self.group, "name": name, "input": given,
+                "label": re.sub(r"^l_(.+)_$", r"\1", name) if given else called(self.node), "type": _type(self.node),
+                "module": self.module, "where": None if given else where(self.node), "parameters": self.parameters}
 
 
 def operations(gm: GraphModule) -> list[Operation]:
@@ -65,7 +65,7 @@ def _operations(gm: GraphModule, numbers: dict[GraphModule, int], given: dict[No
         if node in made or node.op in ("get_attr", "output"):
             continue
         sources = list(dict.fromkeys(o for a in node.all_input_nodes for o in made.get(a, [])))
-        if not _gives_tensor(node) or node.op == "placeholder" and is_parameter(node):
+        if not _gives_tensor(node) or (node.op == "placeholder" and is_parameter(node)):
             made[node] = sources
             continue
         operation = Operation(node, body, sources, [a.name for a in node.all_input_nodes if _learned(a)])

@@ -175,7 +175,7 @@ def _probed(frame: Frame) -> tuple[Expr, Axis]:
 def _computed(root: Expr) -> Iterator[Expr]:
     """What is evaluated as a tensor: not the products that a dot adds up, nor what is only read."""
     dots = {e.args[0] for e in topological([root]) if e.op == "sum" and e.args[0].op == "mul"}
-    return (e for e in topological([root]) if e not in dots and (e.op == "scan" or e.op in OPS and e.op != "read"))
+    return (e for e in topological([root]) if e not in dots and (e.op == "scan" or (e.op in OPS and e.op != "read")))
 
 
 def _numel(e: Expr, sizes: Mapping[str, int], window: Container[Axis]) -> int:
