@@ -266,20 +266,17 @@ function showGraph(index) {
     const container = h("div", { style: "position: absolute; inset: 0" });
     $("canvas").append(container);
     const byId = new Map(page.data.regions.map(r => [Number(r.id.slice(1)), r.kind]));
-    page.pictures[index] = new Picture(container, page.data.graphs[index], number => byId.get(number), { region: id => choose(id, true), over, out });
+    page.pictures[index] = new Picture(container, page.data.graphs[index], number => byId.get(number), {
+      region: id => choose(id, true), busy: yes => { $("busy").hidden = !yes; }, over, out });
     everything(page.data.graphs[index].nodes.length <= 40 || !page.data.graphs[index].groups.some(g => g.region !== null));
   }
   page.pictures[index].cy.container().removeAttribute("hidden");
 }
 
-// A large graph takes seconds to lay out: the page says so first.
 function everything(yes) {
   $("everything").setAttribute("aria-pressed", String(yes));
   $("overview").setAttribute("aria-pressed", String(!yes));
-  const picture = page.pictures[page.shown], large = yes && page.data.graphs[page.shown].nodes.length > LARGE;
-  $("busy").hidden = !large;
-  if (!large) return picture.showAll(yes);
-  setTimeout(() => { picture.showAll(yes); $("busy").hidden = true; }, 30);
+  page.pictures[page.shown].showAll(yes);
 }
 
 function over(data, event) {

@@ -2,32 +2,33 @@
 // one box until it is opened; then its operations stand inside it.
 "use strict";
 
-const LARGE = 300;    // operations that take seconds to lay out
+const LARGE = 700;    // boxes and edges that take seconds to lay out
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
 class Picture {
-  // graph: {groups, nodes, edges}; kindOf(region number) -> its kind; events: {region(id), over(data, event), out()}
+  // graph: {groups, nodes, edges}; kindOf(region number) -> its kind; events: {region(id), over(data, event), out(), busy(yes)}
   constructor(container, graph, kindOf, events) {
     this.graph = graph;
     this.kindOf = kindOf;
+    this.events = events;
     this.groups = new Map(graph.groups.map(g => [g.id, g]));
     this.nodes = new Map(graph.nodes.map(n => [n.id, n]));
     this.opened = new Set();
     this.chosen = new Set();
     this.pen = document.createElement("canvas").getContext("2d");
     this.cy = cytoscape({ container, style: this.style(), minZoom: 0.02, maxZoom: 3, boxSelectionEnabled: false, autounselectify: true });
-    this.cy.on("tap", "node", event => this.tapped(event.target.data(), events));
+    this.cy.on("tap", "node", event => this.tapped(event.target.data()));
     this.cy.on("mouseover", "node", event => events.over(event.target.data(), event.originalEvent));
     this.cy.on("mousemove", "node", event => events.over(event.target.data(), event.originalEvent));
     this.cy.on("mouseout drag pan zoom", () => events.out());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.cy.style(this.style()));
   }
 
-  tapped(data, events) {
-    if (data.region) events.region(data.region);
+  tapped(data) {
+    if (data.region) this.events.region(data.region);
     else if (this.groups.has(data.id)) this.toggle(data.id);
   }
 
@@ -84,11 +85,19 @@ class Picture {
     return { w: Math.max(44, Math.ceil(width) + 24), h: below ? 46 : 26 };
   }
 
+  // Hundreds of boxes take seconds to lay out: the page says so first.
   draw(keep) {
+    const elements = this.elements();
+    if (elements.length < LARGE) return this.arrange(elements, keep);
+    this.events.busy(true);
+    setTimeout(() => { this.arrange(elements, keep); this.events.busy(false); }, 30);
+  }
+
+  arrange(elements, keep) {
     const before = keep && this.cy.$id(keep).renderedPosition();
     this.cy.batch(() => {
       this.cy.elements().remove();
-      this.cy.add(this.elements());
+      this.cy.add(elements);
       this.mark(this.chosen);
     });
     this.cy.layout({ name: "dagre", rankDir: "TB", nodeSep: 18, rankSep: 30, edgeSep: 10, animate: false, fit: false,
