@@ -300,7 +300,9 @@ function out() {
 }
 
 function fill() {
-  const { data } = page, first = data.regions.filter(r => r.twin === r.id), total = data.misses.reduce((sum, m) => sum + m.times, 0);
+  const { data } = page, order = new Map(data.graphs.flatMap(g => g.groups).map((g, i) => [g.id, i]));
+  const first = data.regions.filter(r => r.twin === r.id).sort((a, b) => a.graph - b.graph || order.get(a.id) - order.get(b.id));
+  const total = data.misses.reduce((sum, m) => sum + m.times, 0);
   const saved = data.regions.reduce((sum, r) => sum + r.saved, 0), operations = data.graphs.reduce((sum, g) => sum + g.nodes.length, 0);
   $("headline").textContent = data.headline;
   $("versions").textContent = data.versions;
