@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fuse.cli import main
 from fuse.ir.expr import Axis, Buffer, const, make, read, reduce_, sum_, where
 from fuse.ir.size import Size
-from fuse.page import Record, render
+from fuse.page import Record, highlight, render
 from fuse.page.highlight import marked
 from fuse.page.interaction import Interaction, affine_in, interaction, span
 from fuse.page.record import streams_of
@@ -166,12 +166,18 @@ def test_marked_text_is_the_text(language):
     assert found["text"] == text and sum(lengths) == len(text) and len(lengths) > 3
 
 
+def test_without_pygments_source_stays_plain(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygments.lexers", None)
+    monkeypatch.setattr(highlight, "_lexer", highlight._lexer.__wrapped__)
+    assert marked("def f(): pass", "python")["runs"] == "13"
+
+
 # ---- matrices -----------------------------------------------------------------------------------------------------
 
-def found_in(function, args):
+def found_in(function, args, dynamic=None):
     """The matrices of a function's regions."""
     record = Record()
-    report = explain(function, *args, fuse_options={"min_virtual_bytes": 0}, fuse_watch=record.watch)
+    report = explain(function, *args, fuse_options={"min_virtual_bytes": 0}, fuse_dynamic=dynamic, fuse_watch=record.watch)
     return [interaction(r.program, record.environment(0, r), streams_of(r), record.parameters(0, r)) for r in report.regions]
 
 
@@ -179,9 +185,10 @@ def attend(q, k, v):
     return (q @ k.transpose(-1, -2) / math.sqrt(8)).softmax(-1) @ v
 
 
-def test_attention_is_its_probabilities():
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_attention_is_its_probabilities(dynamic):
     q, k, v = (torch.randn(2, 3, n, 8) for n in (41, 53, 53))
-    (found,) = found_in(attend, (q, k, v))
+    (found,) = found_in(attend, (q, k, v), dynamic)
     assert isinstance(found, Interaction) and not found.implicit and found.operand == 2 and found.heads == 3
     expected = (q.double() @ k.double().transpose(-1, -2) / math.sqrt(8)).softmax(-1)[0]
     torch.testing.assert_close(found.weights, expected, rtol=1e-12, atol=1e-14)

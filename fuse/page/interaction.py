@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fuse.ir.evaluate import Evaluator
 from fuse.ir.expr import FLOATS, Axis, Expr, IRError, const, iota, make, reads_of, substitute, topological, where
-from fuse.ir.ops import OPS
 from fuse.ir.program import Output, Program
 from fuse.ir.text import print_expr
 
@@ -68,11 +67,11 @@ def interaction(program: Program, env: Mapping[str, Tensor], streams: Iterable[s
     frame = next((f for o in program.outputs for f in _frames(o, names, parameters)), None)
     if frame is None:
         return "no result is linear in one thing that is read along the sequence"
-    probed, probe = _probed(frame)
     window = {frame.example: (0, 1)} if frame.example else {}
-    if max(_numel(e, sizes, window) for e in _computed(probed)) > MAX_ELEMENTS:
-        return "the example is too large: run it with a shorter sequence"
     try:
+        probed, probe = _probed(frame)
+        if max(_numel(e, sizes, window) for e in _computed(probed)) > MAX_ELEMENTS:
+            return "the example is too large: run it with a shorter sequence"
         found = Evaluator(env, sizes, window, "float64").value(probed)
     except (IRError, RuntimeError) as error:
         return f"its program cannot be run on the example: {error}"
@@ -175,7 +174,7 @@ def _probed(frame: Frame) -> tuple[Expr, Axis]:
 def _computed(root: Expr) -> Iterator[Expr]:
     """What is evaluated as a tensor: not the products that a dot adds up, nor what is only read."""
     dots = {e.args[0] for e in topological([root]) if e.op == "sum" and e.args[0].op == "mul"}
-    return (e for e in topological([root]) if e not in dots and (e.op == "scan" or (e.op in OPS and e.op != "read")))
+    return (e for e in topological([root]) if e not in dots and e.op != "read")
 
 
 def _numel(e: Expr, sizes: Mapping[str, int], window: Container[Axis]) -> int:
