@@ -103,7 +103,9 @@ class Picture {
     this.cy.layout({ name: "dagre", rankDir: "TB", nodeSep: 18, rankSep: 30, edgeSep: 10, animate: false, fit: false,
       useDagreEdgeControlPoints: true, automaticDagreEdgeStyle: false }).run();
     if (!before) return this.fit();
-    const after = this.cy.$id(keep).renderedPosition();
+    const inside = this.cy.$id(keep).children();    // the first of them comes to stand where the box was
+    const first = inside.nonempty() ? inside.min(node => node.position("y")).ele : this.cy.$id(keep);
+    const after = first.renderedPosition();
     this.cy.panBy({ x: before.x - after.x, y: before.y - after.y });
   }
 
