@@ -1,0 +1,79 @@
+"""The arms that every suite has: PyTorch as it is, compiled, and fuse. An arm that raises is reported with its reason."""
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from benchmarks.cases import Arm, Case, Function
+
+
+class Absent(Exception):
+    """The arm cannot run here; the message says why."""
+
+
+def need(module: str, device: str = "") -> None:
+    """Absent unless the module is installed and, if a device is named, there is one."""
+    if find_spec(module) is None:
+        raise Absent(f"{module} is not installed")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Absent(f"{module} needs CUDA")
+
+
+def peer(module: str, make: Arm, device: str = "cuda") -> Arm:
+    """An arm of a package that need not be installed and runs on `device` alone ("": anywhere)."""
+    def arm(case: Case) -> Function:
+        need(module, device)
+        return make(case)
+    return arm
+
+
+def eager(case: Case) -> Function:
+    return case.function
+
+
+def compiled(case: Case, backend: str, options: dict[str, Any] | None = None) -> Function:
+    """Sizes are constants: a sweep compiles each of them."""
+    torch._dynamo.reset()
+    made: Function = torch.compile(case.function, backend=backend, dynamic=False, options=options)  # type: ignore[call-overload]
+    return made
+
+
+def inductor(case: Case) -> Function:
+    return compiled(case, "inductor")
+
+
+def auto_chunker(case: Case) -> Function:
+    """Inductor's own chunking of large values, made to fire: by default it leaves most language models alone."""
+    if not hasattr(torch._inductor.config, "auto_chunker"):
+        raise Absent(f"torch {torch.__version__} has no auto_chunker")
+    return compiled(case, "inductor", {"auto_chunker.enable": True, "auto_chunker.amplify_ratio_threshold": 1})
+
+
+def fuse(**options: Any) -> Arm:
+    """fuse with these of its options, beside those of the command line."""
+    return lambda case: compiled(case, "fuse", {**options, **given} or None)
+
+
+given: dict[str, Any] = {}     # fuse's options from the command line (--option NAME=VALUE)
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE, the value in Python's spelling or a bare word. ValueError without an equals sign."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--option expects NAME=VALUE, not {text!r}")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
+
+
+COMPILED: dict[str, Arm] = {"eager": eager, "inductor": inductor, "auto_chunker": auto_chunker}
+FUSE: dict[str, Arm] = {"fuse": fuse()}
