@@ -3,6 +3,7 @@
 #   make flowformer  the same for linear attention                        (FLOWFORMER="--tasks digits --steps 20")
 #   make s4d     the same for a state-space model through FFTs            (S4D="--pixels 64 --arms eager,fuse")
 #   make mamba   the same for transformers' Mamba                         (MAMBA="--seq 512 --arms eager,fuse")
+#   make bench   fuse against PyTorch and its peers                       (BENCH="--suite vocab --quick")
 #   make test    the test suite                                           (TESTS="tests/test_packaging.py -x")
 #   make slow    the long sweeps
 #   make check   ruff and mypy
@@ -13,7 +14,7 @@ JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo flowformer s4d mamba test slow check clean
+.PHONY: demo flowformer s4d mamba bench test slow check clean
 
 demo: $(READY)
 	$(BIN)/python examples/train_lm.py $(DEMO)
@@ -26,6 +27,11 @@ s4d: $(READY)
 
 mamba: $(READY)
 	$(BIN)/python examples/mamba.py $(MAMBA)
+
+bench: $(READY)
+	$(BIN)/python -c "import matplotlib, tqdm" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)

@@ -75,5 +75,5 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-COMPILED: dict[str, Arm] = {"eager": eager, "inductor": inductor, "auto_chunker": auto_chunker}
+COMPILED: dict[str, Arm] = {"eager": eager, "inductor": inductor}
 FUSE: dict[str, Arm] = {"fuse": fuse()}

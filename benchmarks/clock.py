@@ -4,6 +4,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 
 import torch
 
@@ -22,7 +23,7 @@ def _cpu_laps(step: Step) -> list[float]:
     for _ in step():
         marks.append(time.perf_counter())
     marks.append(time.perf_counter())
-    return [(b - a) * 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+    return [(b - a) * 1e3 for a, b in pairwise(marks)]
 
 
 def _cuda_laps(step: Step) -> list[float]:
@@ -33,7 +34,7 @@ def _cuda_laps(step: Step) -> list[float]:
         marks.append(_event())
     marks.append(_event())
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
+    return [a.elapsed_time(b) for a, b in pairwise(marks)]
 
 
 def _event() -> torch.cuda.Event:

@@ -101,12 +101,14 @@ def counted(case: Case, task: Task) -> tuple[dict[str, Work], str]:
 
 # ---- rates ----------------------------------------------------------------------------------------------------------
 
-def measured_rates(device: str, dtype: str) -> Rates:
-    """The best of a few copies of 256 MiB (1 GiB on a GPU) and of square products (2048; 8192 on a GPU) of random numbers."""
-    large = device == "cuda"
-    source = torch.rand((1 << 28 if large else 1 << 26), device=device)
+SIZES = {"cuda": (1 << 30, 8192), "cpu": (1 << 28, 2048), "tiny": (1 << 20, 64)}     # bytes of a copy, rows of a square matrix
+
+
+def measured_rates(device: str, dtype: str, scale: str) -> Rates:
+    """The best of a few copies, and of a few products of square matrices of random numbers."""
+    count, n = SIZES[scale]
+    source = torch.rand(count // 4, device=device)
     target = torch.empty_like(source)
-    n = 8192 if large else 2048
     a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
     copy = best(lambda: target.copy_(source), device)
     gemm = best(lambda: torch.mm(a, b), device)

@@ -1,19 +1,20 @@
 """A run: each task in processes of its own, its rows to disk as they come.
 
 For each arm two fresh processes, the first with empty caches, the second with those the first left: the first step of
-either is the cold and the warm compile time, and the peaks are taken in the second. Then one process times all arms in turns.
+either is the cold and the warm compile time, and the peaks are taken in the second. Then one process times all arms in turns
+(and, on a GPU, asks the allocator for the peaks where the compile time is not measured).
 """
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 from benchmarks import environment, records
 from benchmarks.cases import Task
@@ -24,6 +25,7 @@ from benchmarks.records import Record
 SCRIPT = str(Path(__file__).with_name("run.py"))
 MEASURES = ("time", "error", "memory", "compile")
 Call = Callable[[dict[str, Any]], Any]
+T = TypeVar("T")
 
 
 @dataclass
@@ -58,7 +60,8 @@ def run(tasks: Iterable[Task], settings: Settings, arms_of: Callable[[Task], lis
             print(f"not measured, out of time: {task.suite} {task.name}", file=sys.stderr, flush=True)
             continue
         if task.dtype not in rates:
-            rates[task.dtype] = Rates(**settings.job("rates", device=task.device, dtype=task.dtype))
+            rates[task.dtype] = Rates(**settings.job("rates", device=task.device, dtype=task.dtype,
+                                                  scale="tiny" if settings.call else task.device))
         found = list(measured(task, settings, arms_of(task), rates[task.dtype]))
         stamped = [{**r, "environment": {**stamp, "copy_GBps": round(rates[task.dtype].copy / 1e9, 1),
                                          "gemm_GFLOPS": round(rates[task.dtype].gemm / 1e9, 1)}} for r in found]
@@ -69,7 +72,7 @@ def run(tasks: Iterable[Task], settings: Settings, arms_of: Callable[[Task], lis
     return bad
 
 
-def progress(tasks: list[Task]) -> Iterator[Task]:
+def progress(tasks: list[T]) -> Iterator[T]:
     """With a bar where tqdm is installed and somebody looks."""
     try:
         from tqdm import tqdm
@@ -80,49 +83,68 @@ def progress(tasks: list[Task]) -> Iterator[Task]:
 
 def measured(task: Task, settings: Settings, arms: list[str], rates: Rates) -> Iterator[Record]:
     """A record for each arm and mode; a single one for an arm that cannot run."""
-    folder = settings.caches / task.suite / task.name.replace("/", "-") if settings.caches else Path(mkdtemp(prefix="fuse-bench-"))
-    try:
+    with caches(task, settings) as folder:
         starts = {arm: first_steps(task, settings, arm, folder) for arm in arms}
         timed = whole_task(task, settings, arms, folder)
-    finally:
-        if settings.caches is None:
-            shutil.rmtree(folder, ignore_errors=True)
     for arm in arms:
-        rows = timed["rows"].get(arm, {"status": "ok"} if starts[arm] else {})
-        start = starts[arm]
         common = {"suite": task.suite, "case": task.case, "sizes": task.sizes, "x": task.x, "dtype": task.dtype,
                   "device": task.device, "arm": arm}
-        if "reason" in rows:
-            yield {**common, "mode": "both", **rows}
+        rows = timed["rows"].get(arm, {})
+        if "reason" in {**starts[arm], **rows}:
+            yield {**common, "mode": "both", **starts[arm], **rows}
             continue
+        clocks = {"clocks": timed["clocks"]} if "clocks" in timed else {}
         for mode in MODES:
-            yield {**common, "mode": mode, "status": "ok", **rows.get(mode, {}), **of_start(start, mode), **physical(timed, mode, rows, rates),
-                   **({"clocks": timed["clocks"]} if timed.get("clocks") else {})}
+            yield {**common, "mode": mode, "status": "ok", **rows.get(mode, {}), **of_start(starts[arm], mode),
+                   **physical(timed, mode, rows, rates), **clocks}
 
 
-def first_steps(task: Task, settings: Settings, arm: str, folder: Path) -> dict[str, Any]:
-    """What the fresh processes of one arm say: `cold_s`, `warm_s`, `peaks`. A swept size is not worth the two compiles."""
+@contextmanager
+def caches(task: Task, settings: Settings) -> Iterator[str | None]:
+    """The folder of the task's compiled code: kept if the settings say where, else empty and gone afterwards.
+
+    A dry run, whose process goes on, keeps to the caches it has.
+    """
+    if settings.call:
+        yield None
+    elif settings.caches:
+        yield str(settings.caches / task.suite / task.name.replace("/", "-"))
+    else:
+        with TemporaryDirectory(prefix="fuse-bench-") as folder:
+            yield folder
+
+
+def first_steps(task: Task, settings: Settings, arm: str, folder: str | None) -> dict[str, Any]:
+    """What the fresh processes of one arm say: `cold_s`, `warm_s`, `peaks`, or a status and a reason.
+
+    The compile time of a swept size is not measured.
+    """
     compiles = "compile" in settings.measure and task.x is None
-    memory = "memory" in settings.measure
+    memory = "memory" in settings.measure and not own_counter(task, settings)
     if not compiles and not memory:
         return {}
-    job = {"task": task.to_dict(), "arms": [arm], "caches": str(folder)}
+    job = {"task": task.to_dict(), "arms": [arm], "caches": folder}
     try:
         cold = settings.job("first", **job, peaks=False) if compiles else {}
-        if "reason" in cold:
-            return {}      # the process that times will say why
-        warm = settings.job("first", **job, peaks=memory)
-    except RuntimeError:
-        return {}
-    found = {"cold_s": cold.get("seconds"), "warm_s": warm.get("seconds")} if compiles else {}
-    return {**found, **({"peaks": warm["peaks"]} if "peaks" in warm else {})}
+        warm = cold if "reason" in cold else settings.job("first", **job, peaks=memory)
+    except RuntimeError as error:
+        return {"status": "failed", "reason": last_line(error)}
+    if "reason" in warm:
+        return warm
+    found = {"cold_s": cold["seconds"], "warm_s": warm["seconds"]} if compiles else {}
+    return {**found, **({"peaks": warm["peaks"]} if memory else {})}
 
 
-def whole_task(task: Task, settings: Settings, arms: list[str], folder: Path) -> dict[str, Any]:
+def own_counter(task: Task, settings: Settings) -> bool:
+    """A GPU's allocator counts exactly in any process, so that none of its own is needed where there is none anyway."""
+    return task.device == "cuda" and ("compile" not in settings.measure or task.x is not None)
+
+
+def whole_task(task: Task, settings: Settings, arms: list[str], folder: str | None) -> dict[str, Any]:
     """All arms in one process. If it dies, each arm in one of its own, so that one cannot take the others along."""
     if not {"time", "error"} & set(settings.measure):
         return {"rows": {}, "work": {}}
-    job = {"task": task.to_dict(), "caches": str(folder)}
+    job = {"task": task.to_dict(), "caches": folder, "peaks": "memory" in settings.measure and own_counter(task, settings)}
     try:
         return dict(settings.job("time", **{**job, "arms": arms}))
     except RuntimeError as error:

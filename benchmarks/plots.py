@@ -10,14 +10,15 @@ from typing import Any
 from benchmarks.records import LABELS, Record
 
 # Okabe and Ito's colours, told apart by most eyes; an arm keeps its own in every plot.
-COLOURS = {"eager": "#999999", "inductor": "#56B4E9", "auto_chunker": "#0072B2", "fuse": "#D55E00", "fuse-least-memory": "#E69F00",
-           "linear_cross_entropy": "#CC79A7", "sdpa": "#009E73", "flex_attention": "#F0E442"}
+COLOURS = {"eager": "#999999", "inductor": "#56B4E9", "auto_chunker": "#0072B2", "fuse": "#D55E00",
+           "fuse-least-memory": "#E69F00", "linear_cross_entropy": "#CC79A7", "sdpa": "#009E73",
+           "flex_attention": "#F0E442"}
 METRICS = {"time": ("median_ms", "ms, forward and backward"), "memory": ("peak_mb", "MB above the inputs")}
 Curve = list[tuple[int, float]]
 
 
 def sweeps(records: Iterable[Record]) -> dict[tuple[str, ...], list[Record]]:
-    """(suite, case, size, dtype, device) -> the rows of both passes that differ in that size alone, if there are several sizes."""
+    """(suite, case, size, dtype, device) -> the rows of whole steps that differ in that size alone, if there are several."""
     whole = [r for r in records if r["mode"] == "both" and r["sizes"]]
     found: dict[tuple[str, ...], list[Record]] = {}
     for x, line in {(r["x"], _line(r, r["x"])) for r in whole if r["x"]}:
@@ -45,7 +46,7 @@ def curves(rows: Sequence[Record], x: str, metric: str) -> dict[str, Curve]:
 
 
 def floor_of(rows: Sequence[Record], x: str, kind: str) -> Curve:
-    """Milliseconds of the floor; for memory the results that a step leaves behind cannot be less than nothing: none is drawn."""
+    """Milliseconds of the floor of the time; memory has none that is drawn."""
     if kind != "time":
         return []
     return sorted({r["sizes"][x]: r["floor_ms"] for r in rows if "floor_ms" in r}.items())
@@ -67,7 +68,7 @@ def draw(records: Iterable[Record], folder: Path) -> list[Path]:
 def _picture(key: tuple[str, ...], rows: Sequence[Record], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
-    suite, case, x, dtype, device = key
+    _, case, x, dtype, device = key
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, (kind, (metric, label)) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
         for arm, points in curves(rows, x, metric).items():

@@ -14,11 +14,12 @@ Record = dict[str, Any]
 SCHEMA = 1
 LINES, TABLE = "runs.jsonl", "all_benchmark_data.csv"
 # benchmark/data/all_benchmark_data.csv of github.com/linkedin/Liger-Kernel, so that its tools read ours.
-COLUMNS = ("kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label", "x_value",
-           "y_value_50", "y_value_20", "y_value_80", "extra_benchmark_config_str", "gpu_name", "timestamp", "liger_version")
+COLUMNS = ("kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label",
+           "x_value", "y_value_50", "y_value_20", "y_value_80", "extra_benchmark_config_str",
+           "gpu_name", "timestamp", "liger_version")
 OPERATIONS = {"forward": "forward", "backward": "backward", "both": "full"}
 KEY = ("suite", "case", "sizes", "dtype", "device", "arm", "mode")
-LABELS = {"N": "rows, or size of the state", "V": "vocabulary", "L": "sequence length", "d": "width", "D": "channels"}
+LABELS = {"N": "rows", "N_state": "size of the state", "V": "vocabulary", "L": "sequence length", "d": "width", "D": "channels"}
 
 
 def append(folder: Path, records: Iterable[Record]) -> None:
@@ -38,11 +39,12 @@ def append(folder: Path, records: Iterable[Record]) -> None:
 
 def liger_rows(record: Record) -> Iterator[dict[str, Any]]:
     """A row for the time and one for the memory, where they were measured."""
-    stamp, x = record["environment"], record["x"] or next(iter(record["sizes"]), "")
+    stamp, sizes = record["environment"], record["sizes"]
+    x = record["x"] or next((s for s in ("L", *sizes) if s in sizes), "")
     base = {"kernel_name": f"{record['suite']}_{record['case']}", "kernel_provider": record["arm"],
             "kernel_operation_mode": OPERATIONS[record["mode"]], "x_name": x, "x_label": LABELS.get(x, x),
-            "x_value": record["sizes"].get(x, ""), "gpu_name": stamp["gpu"] or stamp["machine"], "timestamp": stamp["time"],
-            "extra_benchmark_config_str": json.dumps({"dtype": record["dtype"], **record["sizes"]}),
+            "x_value": sizes.get(x, ""), "gpu_name": stamp["gpu"] or stamp["machine"], "timestamp": stamp["time"],
+            "extra_benchmark_config_str": json.dumps({"dtype": record["dtype"], **sizes}),
             "liger_version": stamp.get("liger-kernel", "")}
     if "median_ms" in record:
         yield {**base, "metric_name": "speed", "metric_unit": "ms", "y_value_50": record["median_ms"],
@@ -111,4 +113,4 @@ def _sizes(row: Mapping[str, Any], scan: bool) -> dict[str, int]:
     if not scan:
         names = "BHLd" if shape[1] < shape[2] else "BLHd"
         return dict(sorted(zip(names, shape, strict=True), key=lambda found: "BHLd".index(found[0])))
-    return {**dict(zip("BDL", shape[0], strict=True)), "N": shape[2][1]}
+    return {**dict(zip("BDL", shape[0], strict=True)), "N_state": shape[2][1]}

@@ -7,7 +7,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots, records
+from benchmarks import records
 from benchmarks.records import Record
 
 GOAL = 0.8     # of the time of the best peer, at no more memory
@@ -22,10 +22,10 @@ Made by `python benchmarks/run.py --report` from the records in `benchmarks/resu
 
 The arms of a case take turns in one process, so that a slow moment of the machine hits all of them: read the ratios. Times are
 medians in milliseconds, with the 20th and 80th percentiles where they were recorded; the peak is what a fresh process grows by in
-one warm step, above its inputs, so that gradients count. The error is the largest difference of the output and of all gradients to
-float64, relative to the largest element of each. **Wrong** is what errs more than four times as much as eager mode plus two
-roundings of the type. The floor is what the bytes of inputs and results take at the machine's copy rate, or the products at its GEMM
-rate, whichever is longer; "of it" is the share that an arm reaches. `absent` arms could not run where it was measured.
+one warm step, above its inputs, so that gradients count. The error is the largest difference of the output and of all gradients
+to float64, relative to the largest element of each. **Wrong** is what errs more than four times as much as eager mode plus two
+roundings of the type. The floor is what the bytes of inputs and results take at the machine's copy rate, or the products at its
+GEMM rate, whichever is longer; "of it" is the share that an arm reaches. Arms that are `absent` could not run on that machine.
 
 The goal is {goal:.1f} of the time of the best exact peer, at no more memory.
 """
@@ -91,8 +91,8 @@ def summary(groups: dict[Group, list[Record]]) -> str:
     for (_, case, sizes, dtype, where), rows in groups.items():
         whole, alone, memory = ratio(rows, "both"), ratio(rows, "forward"), ratio(rows, "both", "peak_mb")
         if whole:
-            cells = [f"{case} {sizes}".strip(), dtype, short(where), share(alone), share(whole), whole[1], share(memory), judged(whole[0])]
-            lines.append((whole[0], row(cells)))
+            found = [f"{case} {sizes}".strip(), dtype, short(where), share(alone), share(whole), whole[1], share(memory)]
+            lines.append((whole[0], row([*found, judged(whole[0])])))
     head = ["case", "type", "on", "forward", "forward + backward", "best peer", "memory", "goal"]
     return "\n".join(["## fuse's share of the best peer", "", row(head), "|" + "---|" * len(head),
                       *(line for _, line in sorted(lines, reverse=True)), ""])
@@ -131,8 +131,9 @@ def cells(arm: str, modes: dict[str, Record]) -> list[str]:
     both = modes.get("both") or next(iter(modes.values()))
     if "reason" in both:
         return [arm, "", "", f"{both['status']}: {both['reason']}", "", "", "", "", "", ""]
+    numbers = {"floor_ms": ".3g", "roofline": ".0%", "cold_s": ".1f", "warm_s": ".1f"}
     return [arm, *(time_of(modes.get(m, {})) for m in MODES), shown(both, "peak_mb", ".1f"), error_of(both),
-            shown(both, "floor_ms", ".3g"), shown(both, "roofline", ".0%"), shown(both, "cold_s", ".1f"), shown(both, "warm_s", ".1f")]
+            *(shown(both, name, form) for name, form in numbers.items())]
 
 
 def shown(record: Record, name: str, form: str) -> str:

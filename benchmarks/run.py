@@ -66,13 +66,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--no-sweeps", action="store_true", help="the cases at their own sizes alone")
     made.add_argument("--arms", type=names, default=[], metavar="NAMES")
     made.add_argument("--dtype", type=partial(some_of, ["float32", "bfloat16", "float16"]), default=[], metavar="NAMES")
-    made.add_argument("--measure", type=partial(some_of, MEASURES), default=list(MEASURES), metavar="NAMES", help=", ".join(MEASURES))
+    made.add_argument("--measure", type=partial(some_of, MEASURES), default=list(MEASURES), metavar="NAMES",
+                      help=", ".join(MEASURES))
     made.add_argument("--repeat", type=int, help="times each arm is called (11; 50 on a GPU; 3 if quick)")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="start no task after so long")
     made.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of fuse; repeatable")
     made.add_argument("--caches", type=Path, metavar="DIR", help="keep compiled code here: a second run finds it")
     made.add_argument("--out", type=Path, metavar="DIR", help="of the records and plots (build/benchmarks)")
+    made.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw the sweeps")
     made.add_argument("--dry-run", action="store_true", help="tiny sizes, one repetition, Triton's interpreter, one process")
     made.add_argument("--list", action="store_true", help="print the tasks and their arms")
     made.add_argument("--report", action="store_true", help="write docs/benchmarks.md from the records in --out")
@@ -97,7 +99,8 @@ def run(a: argparse.Namespace) -> int:
         from benchmarks.suites import models
 
         bad += models.run(models.chosen(a.only, a.quick), settings(a), show)
-    draw(a.out or default_out())
+    if a.plots:
+        draw(a.out or default_out())
     return 1 if bad else 0
 
 
@@ -134,7 +137,7 @@ def show(record: dict[str, Any]) -> None:
         print(f"{head}{record['status']}: {record['reason']}", flush=True)
         return
     cells = [f"{record['median_ms']:10.4g} ms ({record['p20_ms']:.4g} .. {record['p80_ms']:.4g})"] if "p20_ms" in record else []
-    cells += [f"{record['peak_mb']:.1f} MB"] * ("peak_mb" in record)
+    cells += [f"{record['peak_mb']:.1f} MB"] if "peak_mb" in record else []
     cells += [f"{record['roofline']:.0%} of the floor"] if "roofline" in record else []
     cells += [f"errs {max(record['errors']):.1e}" + " WRONG" * (record["status"] == "wrong")] if "errors" in record else []
     cells += [f"compiles in {record['cold_s']} s, warm {record['warm_s']} s"] if "cold_s" in record else []

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from benchmarks import arms as shared
 from benchmarks.cases import Case, Function, Suite, Task, arguments
 from benchmarks.clock import gpu_state, interleaved, laps
+from benchmarks.floor import MODES, counted, measured_rates
 from benchmarks.measure import peak_above
 
 Job = dict[str, Any]
@@ -37,46 +39,60 @@ def run(job: Job) -> Any:
 
 
 def rates(job: Job) -> dict[str, float]:
-    from benchmarks.floor import measured_rates
-
-    return vars(measured_rates(job["device"], job["dtype"]))
+    return vars(measured_rates(job["device"], job["dtype"], job["scale"]))
 
 
 # ---- steps ----------------------------------------------------------------------------------------------------------
 
-def forward(function: Function, args: Tensors, cotangent: torch.Tensor) -> Iterator[None]:
-    with torch.no_grad():
-        function(*args)
-    yield from ()
+@dataclass(frozen=True)
+class Work:
+    """A case with its inputs. The cotangent is 1 for a loss, random numbers of the result's shape for anything else."""
 
+    case: Case
+    args: Tensors
+    cotangent: torch.Tensor
+    device: str
 
-def both(function: Function, args: Tensors, cotangent: torch.Tensor) -> Iterator[None]:
-    """Two laps: forward with what the backward needs, backward."""
-    out = function(*args)
-    yield
-    torch.autograd.grad(out, leaves(args), cotangent)
+    @classmethod
+    def of(cls, case: Case, task: Task) -> Work:
+        args = arguments(case, task)
+        with torch.no_grad():
+            out = case.function(*args)
+        return cls(case, args, torch.ones_like(out) if out.dim() == 0 else torch.randn_like(out), task.device)
 
+    @property
+    def leaves(self) -> Tensors:
+        return [x for x in self.args if x.requires_grad]
 
-def backward(function: Function, args: Tensors, cotangent: torch.Tensor) -> Callable[[], object]:
-    """What is left when the forward is done; it runs once."""
-    out = function(*args)
-    return lambda: torch.autograd.grad(out, leaves(args), cotangent)
+    def forward(self, function: Function) -> Iterator[None]:
+        with torch.no_grad():
+            function(*self.args)
+        yield from ()
 
+    def both(self, function: Function) -> Iterator[None]:
+        """Two laps: forward with what the backward needs, backward."""
+        out = function(*self.args)
+        yield
+        torch.autograd.grad(out, self.leaves, self.cotangent)
 
-def leaves(args: Tensors) -> Tensors:
-    return [x for x in args if x.requires_grad]
+    def backward(self, function: Function) -> Callable[[], object]:
+        """What is left when the forward is done; it runs once."""
+        out = function(*self.args)
+        return lambda: torch.autograd.grad(out, self.leaves, self.cotangent)
+
+    def results(self, function: Function) -> Tensors:
+        out = function(*self.args)
+        return [out.detach(), *torch.autograd.grad(out, self.leaves, self.cotangent.to(out.dtype))]
+
+    def wide(self) -> Work:
+        """The same in float64."""
+        args = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in self.args]
+        return replace(self, args=args)
 
 
 def all_of(step: Iterator[None]) -> None:
     for _ in step:
         pass
-
-
-def cotangent_of(case: Case, args: Tensors) -> torch.Tensor:
-    """1 for a loss, random numbers of the result's shape and type for anything else."""
-    with torch.no_grad():
-        out = case.function(*args)
-    return torch.ones_like(out) if out.dim() == 0 else torch.randn_like(out)
 
 
 # ---- times and errors -----------------------------------------------------------------------------------------------
@@ -85,34 +101,31 @@ def timed(job: Job) -> dict[str, Any]:
     """Arm -> mode -> row, and the floor's bytes and flops. Arms that cannot run have a status and a reason instead."""
     task = Task(**job["task"])
     suite = suite_of(task.suite)
-    case = suite.cases[task.case]
-    args = arguments(case, task)
-    cotangent = cotangent_of(case, args)
-    made, rows = ready(suite, case, job, args, cotangent)
+    work = Work.of(suite.cases[task.case], task)
+    made, rows = ready(suite, work, job)
     before = gpu_state() if task.device == "cuda" else {}
-    for arm, modes in times(made, args, cotangent, job["repeat"], task.device).items():
-        rows[arm] = modes
-    clocks = {"before": before, "after": gpu_state()} if before else {}
+    rows |= times(made, work, job["repeat"])
+    clocks = {"clocks": {"before": before, "after": gpu_state()}} if before else {}
     if "error" in job["measure"]:
-        add_errors(rows, made, case, args, cotangent)
-    return {"rows": rows, "clocks": clocks, **floor_of(case, task)}
+        add_errors(rows, made, work)
+    if job.get("peaks"):
+        add_peaks(rows, made, work)
+    return {"rows": rows, **clocks, **floor_of(work.case, task)}
 
 
-def ready(suite: Suite, case: Case, job: Job, args: Tensors, cotangent: torch.Tensor) -> tuple[dict[str, Function], dict[str, Any]]:
+def ready(suite: Suite, work: Work, job: Job) -> tuple[dict[str, Function], dict[str, Any]]:
     """The arms that run, compiled and warm, and the rows of those that do not."""
     made: dict[str, Function] = {}
     rows: dict[str, Any] = {}
-    for arm in suite.arms_of(case, job["arms"]):
+    for arm in suite.arms_of(work.case, job["arms"]):
         use_caches(job["caches"], arm)
         try:
-            function = suite.arms[arm](case)
-            for step in (forward, both, forward, both):
-                all_of(step(function, args, cotangent))
+            function = suite.arms[arm](work.case)
+            for step in (work.forward, work.both) * 2:
+                all_of(step(function))
             made[arm] = function
-        except (shared.Absent, ImportError) as error:
-            rows[arm] = {"status": "absent", "reason": reason(error)}
         except Exception as error:
-            rows[arm] = {"status": "failed", "reason": reason(error)}
+            rows[arm] = excused(error)
     return made, rows
 
 
@@ -123,17 +136,23 @@ def use_caches(folder: str | None, arm: str) -> None:
             os.environ[name] = str(Path(folder) / arm / part)
 
 
+def excused(error: Exception) -> dict[str, str]:
+    """A row without numbers: the arm is absent here, or it failed."""
+    absent = isinstance(error, (shared.Absent, ImportError))
+    return {"status": "absent" if absent else "failed", "reason": reason(error)}
+
+
 def reason(error: BaseException) -> str:
     """The kind of error and the first line of its message."""
     line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {line}"[:300] if not isinstance(error, shared.Absent) else line
+    return line if isinstance(error, shared.Absent) else f"{type(error).__name__}: {line}"[:300]
 
 
-def times(made: dict[str, Function], args: Tensors, cotangent: torch.Tensor, repeat: int, device: str) -> dict[str, dict[str, Any]]:
+def times(made: dict[str, Function], work: Work, repeat: int) -> dict[str, dict[str, Any]]:
     """Arm -> mode -> median, 20th and 80th percentile in milliseconds, and their number."""
-    rows: dict[str, dict[str, Any]] = {arm: {} for arm in made}
-    alone = interleaved({arm: partial(forward, f, args, cotangent) for arm, f in made.items()}, repeat, device)
-    whole = interleaved({arm: partial(both, f, args, cotangent) for arm, f in made.items()}, repeat, device)
+    alone = interleaved({arm: partial(work.forward, f) for arm, f in made.items()}, repeat, work.device)
+    whole = interleaved({arm: partial(work.both, f) for arm, f in made.items()}, repeat, work.device)
+    rows = {}
     for arm in made:
         columns = {"forward": [s[0] for s in alone[arm]], "backward": [s[1] for s in whole[arm]],
                    "both": [sum(s) for s in whole[arm]]}
@@ -148,38 +167,41 @@ def spread(samples: list[float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
-def results(function: Function, args: Tensors, cotangent: torch.Tensor) -> Tensors:
-    out = function(*args)
-    return [out.detach(), *torch.autograd.grad(out, leaves(args), cotangent.to(out.dtype))]
-
-
 def relative(got: Tensors, want: Tensors) -> list[float]:
     """The largest difference of each result, relative to its largest element; nan where something is not finite."""
     return [float((g.double() - w).abs().max() / w.abs().max().clamp_min(1e-300)) for g, w in zip(got, want, strict=True)]
 
 
-def add_errors(rows: dict[str, Any], made: dict[str, Function], case: Case, args: Tensors, cotangent: torch.Tensor) -> None:
+def add_errors(rows: dict[str, Any], made: dict[str, Function], work: Work) -> None:
     """The errors of the output and of every gradient against float64, beside each time; a wrong arm is marked as wrong."""
-    wide = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in args]
-    want = results(case.exact or case.function, wide, cotangent)
-    base = relative(results(case.function, args, cotangent), want)
+    try:
+        want = work.wide().results(work.case.exact or work.case.function)
+        base = relative(work.results(work.case.function), want)
+    except torch.OutOfMemoryError as error:
+        for modes in rows.values():
+            modes.update({mode: {**row, "unchecked": reason(error)} for mode, row in modes.items() if mode in MODES})
+        return
+    eps = max(torch.finfo(x.dtype).eps for x in work.args if x.is_floating_point())
     for arm, function in made.items():
-        found = relative(results(function, args, cotangent), want)
-        status = {"forward": verdict(found[:1], base[:1], args), "both": verdict(found, base, args)}
+        found = relative(work.results(function), want)
         for mode, row in rows[arm].items():
-            shown = found[:1] if mode == "forward" else found
-            row.update(errors=[float(f"{e:.1e}") for e in shown], status=status.get(mode, status["both"]))
+            count = 1 if mode == "forward" else len(found)
+            row.update(errors=[float(f"{e:.1e}") for e in found[:count]], status=verdict(found[:count], base, eps))
 
 
-def verdict(found: Sequence[float], base: Sequence[float], args: Tensors) -> str:
+def add_peaks(rows: dict[str, Any], made: dict[str, Function], work: Work) -> None:
+    for arm, function in made.items():
+        for mode, mb in peaks(function, work).items():
+            rows[arm][mode]["peak_mb"] = mb
+
+
+def verdict(found: Sequence[float], base: Sequence[float], eps: float) -> str:
     """"wrong" if anything errs more than four times as much as eager mode does, plus two roundings of the type."""
-    eps = max(torch.finfo(x.dtype).eps for x in args if x.is_floating_point())
-    return "ok" if all(e <= 4 * b + 2 * eps for e, b in zip(found, base, strict=True)) else "wrong"
+    return "ok" if all(e <= 4 * b + 2 * eps for e, b in zip(found, base, strict=False)) else "wrong"
 
 
 def floor_of(case: Case, task: Task) -> dict[str, Any]:
-    from benchmarks.floor import counted
-
+    """Bytes and flops by mode, and what fuse makes of the case."""
     try:
         work, fused = counted(case, task)
     except Exception as error:
@@ -190,38 +212,32 @@ def floor_of(case: Case, task: Task) -> dict[str, Any]:
 # ---- the first step, and peaks --------------------------------------------------------------------------------------
 
 def first(job: Job) -> dict[str, Any]:
-    """Seconds from torch.compile to the end of the first step, less those of the second; MB of each mode if asked for."""
+    """`seconds` from torch.compile to the end of the first step, less those of the second; `peaks` if asked for."""
     task, arm = Task(**job["task"]), job["arms"][0]
     suite = suite_of(task.suite)
-    case = suite.cases[task.case]
     use_caches(job["caches"], arm)
     try:
-        args = arguments(case, task)
-        cotangent = cotangent_of(case, args)
+        work = Work.of(suite.cases[task.case], task)
         made: list[Function] = []
 
         def begin() -> Iterator[None]:
-            made.append(suite.arms[arm](case))
-            yield from both(made[0], args, cotangent)
-        cold = sum(laps(begin, task.device)) if job["caches"] else None
-        if not made:
-            made.append(suite.arms[arm](case))
-        again = sum(laps(partial(both, made[0], args, cotangent), task.device))
-        found: dict[str, Any] = {"seconds": round((cold - again) / 1e3, 3) if cold is not None else None}
-        if job["peaks"]:
-            found["peaks"] = peaks(made[0], args, cotangent, task.device)
-        return found
+            made.append(suite.arms[arm](work.case))
+            yield from work.both(made[0])
+        begun = sum(laps(begin, task.device))
+        again = sum(laps(partial(work.both, made[0]), task.device))
+        found: dict[str, Any] = {"seconds": round((begun - again) / 1e3, 3)}
+        return {**found, "peaks": peaks(made[0], work)} if job["peaks"] else found
     except Exception as error:
-        return {"reason": reason(error)}
+        return excused(error)
 
 
-def peaks(function: Function, args: Tensors, cotangent: torch.Tensor, device: str) -> dict[str, float]:
+def peaks(function: Function, work: Work) -> dict[str, float]:
     """MB above what was there: the inputs and, of the backward, what the forward left."""
-    left = [backward(function, args, cotangent)]
+    left = [work.backward(function)]
 
     def again() -> None:
-        left[:] = [backward(function, args, cotangent)]
-    found = {"forward": peak_above(lambda: all_of(forward(function, args, cotangent)), lambda: None, device),
-             "backward": peak_above(lambda: left.pop()(), again, device),
-             "both": peak_above(lambda: all_of(both(function, args, cotangent)), lambda: None, device)}
+        left[:] = [work.backward(function)]
+    found = {"forward": peak_above(lambda: all_of(work.forward(function)), lambda: None, work.device),
+             "backward": peak_above(lambda: left.pop()(), again, work.device),
+             "both": peak_above(lambda: all_of(work.both(function)), lambda: None, work.device)}
     return {mode: round(mb, 2) for mode, mb in found.items()}

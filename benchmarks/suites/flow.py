@@ -62,7 +62,7 @@ def heads_last(sizes: Sizes) -> list[torch.Tensor]:
 
 
 def sizes(batch: int, length: int) -> dict[str, Sizes]:
-    return {"cpu": {"B": batch, "H": 8, "L": length, "d": 64}, "cuda": {"B": 4, "H": 16, "L": 4 * length, "d": 64},
+    return {"cpu": {"B": batch, "H": 8, "L": length, "d": 64}, "cuda": {"B": batch, "H": 16, "L": 4 * length, "d": 64},
             "quick": {"B": 1, "H": 4, "L": 1024, "d": 64}, "tiny": {"B": 1, "H": 2, "L": 32, "d": 16}}
 
 
@@ -70,10 +70,12 @@ LONG, SHORT = {"L": (1024, 2048, 8192, 16384), "d": (32, 128)}, {"L": (512, 1024
 PLAIN = (*COMPILED, "fuse")
 SUITE = Suite(
     cases={
-        "flow": Case("flow", "bidirectional Flow-Attention (arXiv 2202.06258)", flow, heads_first, sizes(4, 4096), LONG, arms=PLAIN),
+        "flow": Case("flow", "bidirectional Flow-Attention (arXiv 2202.06258)", flow, heads_first, sizes(4, 4096), LONG,
+                     arms=PLAIN),
         "flow-causal": Case("flow-causal", "its causal form: every sum is a prefix sum", flow_causal, heads_first, sizes(1, 2048),
                             SHORT, arms=PLAIN),
-        "linear": Case("linear", "linear attention with elu + 1, heads last", linear, heads_last, sizes(4, 4096), LONG, arms=PLAIN),
+        "linear": Case("linear", "linear attention with elu + 1, heads last", linear, heads_last, sizes(4, 4096), LONG,
+                       arms=PLAIN),
         "linear-causal": Case("linear-causal", "prefix sums of outer products alone", linear_causal, heads_last, sizes(1, 2048),
                               SHORT, arms=(*PLAIN, "fla")),
     },

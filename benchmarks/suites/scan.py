@@ -77,30 +77,30 @@ def accelerated_scan(case: Case) -> Function:
 # ---- inputs ---------------------------------------------------------------------------------------------------------
 
 def selective_inputs(sizes: Sizes) -> list[Tensor]:
-    b, d, l, n = (sizes[s] for s in ("B", "D", "L", "N"))
+    b, d, l, n = (sizes[s] for s in ("B", "D", "L", "N_state"))
     return [torch.randn(b, d, l), F.softplus(torch.randn(b, d, l) - 3), -torch.arange(1.0, n + 1).repeat(d, 1),
             torch.randn(b, l, n), torch.randn(b, l, n)]
 
 
 def s4d_inputs(sizes: Sizes) -> list[Tensor]:
-    b, d, l, n = (sizes[s] for s in ("B", "D", "L", "N"))
+    b, d, l, n = (sizes[s] for s in ("B", "D", "L", "N_state"))
     return [torch.randn(b, d, l), torch.empty(d).uniform_(math.log(1e-3), math.log(1e-1)), torch.randn(d, n, 2),
             torch.full((d, n), math.log(0.5)), math.pi * torch.arange(n).float().repeat(d, 1), torch.randn(d)]
 
 
-SIZES = {"cpu": {"B": 1, "D": 256, "L": 512, "N": 16}, "cuda": {"B": 8, "D": 2048, "L": 4096, "N": 16},
-         "quick": {"B": 1, "D": 128, "L": 256, "N": 16}, "tiny": {"B": 1, "D": 8, "L": 32, "N": 4}}
-S4D = {"cpu": {"B": 4, "D": 256, "L": 1024, "N": 32}, "cuda": {"B": 16, "D": 512, "L": 16384, "N": 32},
-       "quick": {"B": 1, "D": 64, "L": 1024, "N": 16}, "tiny": {"B": 1, "D": 4, "L": 32, "N": 4}}
-LOOP = {**SIZES, "cuda": {"B": 8, "D": 2048, "L": 512, "N": 16}, "quick": {"B": 1, "D": 256, "L": 128, "N": 16}}
+SIZES = {"cpu": {"B": 1, "D": 256, "L": 512, "N_state": 16}, "cuda": {"B": 2, "D": 2048, "L": 4096, "N_state": 16},
+         "quick": {"B": 1, "D": 128, "L": 256, "N_state": 16}, "tiny": {"B": 1, "D": 8, "L": 32, "N_state": 4}}
+S4D = {"cpu": {"B": 4, "D": 256, "L": 1024, "N_state": 32}, "cuda": {"B": 16, "D": 512, "L": 16384, "N_state": 32},
+       "quick": {"B": 1, "D": 64, "L": 1024, "N_state": 16}, "tiny": {"B": 1, "D": 4, "L": 32, "N_state": 4}}
+LOOP = {**SIZES, "cuda": {"B": 2, "D": 2048, "L": 512, "N_state": 16}, "quick": {"B": 1, "D": 256, "L": 128, "N_state": 16}}
 FLOAT32 = {"cpu": ("float32",), "cuda": ("float32",)}
 SUITE = Suite(
     cases={
         "selective": Case("selective", "selective scan (arXiv 2312.00752) by associative_scan, as transformers does", selective,
-                          selective_inputs, SIZES, {"L": (256, 1024, 2048, 4096), "N": (4, 8, 32, 64)}, FLOAT32,
+                          selective_inputs, SIZES, {"L": (256, 1024, 2048, 4096), "N_state": (4, 8, 32, 64)}, FLOAT32,
                           arms=("eager", "inductor", "mamba_ssm", "mambapy", "accelerated_scan", "fuse")),
         "s4d": Case("s4d", "S4D (arXiv 2206.11893): Vandermonde kernel and FFT convolution", s4d, s4d_inputs, S4D,
-                    {"L": (2048, 4096, 16384), "N": (8, 16, 64)}, FLOAT32, arms=("eager", "inductor", "fuse")),
+                    {"L": (2048, 4096, 16384), "N_state": (8, 16, 64)}, FLOAT32, arms=("eager", "inductor", "fuse")),
         # Inductor takes minutes to compile the unrolled loop.
         "loop": Case("loop", "the selective scan as a Python loop", loop, selective_inputs, LOOP, {}, FLOAT32,
                      arms=("eager", "mamba_ssm", "mambapy", "accelerated_scan", "fuse")),

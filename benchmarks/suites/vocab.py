@@ -6,7 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from benchmarks.arms import COMPILED, FUSE, Absent, fuse, peer
+from benchmarks.arms import COMPILED, FUSE, Absent, auto_chunker, fuse, peer
 from benchmarks.cases import Case, Function, Sizes, Suite
 
 
@@ -53,7 +53,7 @@ def cut_cross_entropy(case: Case) -> Function:
 SIZES = {"cpu": {"N": 2048, "d": 768, "V": 50304}, "cuda": {"N": 8192, "d": 2304, "V": 256000},
          "quick": {"N": 512, "d": 256, "V": 16384}, "tiny": {"N": 32, "d": 16, "V": 256}}
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
-PLAIN = (*COMPILED, "linear_cross_entropy", "liger", "cut_cross_entropy", "fuse", "fuse-least-memory")
+PLAIN = (*COMPILED, "auto_chunker", "linear_cross_entropy", "liger", "cut_cross_entropy", "fuse", "fuse-least-memory")
 SUITE = Suite(
     cases={
         "head": Case("head", "linear head with cross-entropy", head, inputs, SIZES, exact=exact, dtypes=DTYPES, arms=PLAIN,
@@ -63,6 +63,6 @@ SUITE = Suite(
                        partial(inputs, peaked=11.0), SIZES, exact=exact, dtypes=DTYPES,
                        arms=("eager", "inductor", "cut_cross_entropy", "fuse", "fuse-filter")),
     },
-    arms={**COMPILED, "linear_cross_entropy": linear_cross_entropy, "liger": peer("liger_kernel", liger),
-          "cut_cross_entropy": peer("cut_cross_entropy", cut_cross_entropy), **FUSE,
+    arms={**COMPILED, "auto_chunker": auto_chunker, "linear_cross_entropy": linear_cross_entropy,
+          "liger": peer("liger_kernel", liger), "cut_cross_entropy": peer("cut_cross_entropy", cut_cross_entropy), **FUSE,
           "fuse-least-memory": fuse(schedule="least-memory"), "fuse-filter": fuse(gradient_filter="auto")})
