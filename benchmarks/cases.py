@@ -77,16 +77,18 @@ class Task:
 
 
 def tasks(suite: str, cases: Mapping[str, Case], device: str, scale: str, dtypes: Sequence[str] = ()) -> Iterator[Task]:
-    """The cases at their own sizes, then the sweeps; a quick run takes two values of each sweep, a dry run none."""
+    """The cases at their own sizes, then the sweeps, in the first type alone if none is named.
+
+    A quick run takes one type and two values of a case's first sweep, a dry run no sweep.
+    """
     for case in cases.values():
-        for dtype in dtypes or case.dtypes[device]:
+        for dtype in dtypes or case.dtypes[device][:1 if scale == "quick" else None]:
             yield Task(suite, case.name, dict(case.sizes[scale]), None, dtype, device)
     for case in cases.values():
+        sweeps = [(x, v) for x, values in case.sweeps.items() for v in values if v != case.sizes[scale][x]]
         for dtype in dtypes or case.dtypes[device][:1]:
-            for x, values in case.sweeps.items():
-                base = case.sizes[scale]
-                chosen = {"quick": values[:2], "tiny": ()}.get(scale, values)
-                yield from (Task(suite, case.name, {**base, x: v}, x, dtype, device) for v in chosen if v != base[x])
+            for x, value in sweeps[:{"quick": 2, "tiny": 0}.get(scale)]:
+                yield Task(suite, case.name, {**case.sizes[scale], x: value}, x, dtype, device)
 
 
 def arguments(case: Case, task: Task) -> list[torch.Tensor]:

@@ -81,8 +81,10 @@ def ratio(rows: Iterable[Record], mode: str, metric: str = "median_ms") -> tuple
     return mine / peers[best], best
 
 
-def judged(share: float) -> str:
-    return "reached" if share <= GOAL else "not reached" if share <= 1 else "**slower**"
+def judged(time: float, memory: float) -> str:
+    if time > 1:
+        return "**slower**"
+    return "reached" if time <= GOAL and memory <= 1 else "not reached"
 
 
 def summary(groups: dict[Group, list[Record]]) -> str:
@@ -92,7 +94,7 @@ def summary(groups: dict[Group, list[Record]]) -> str:
         whole, alone, memory = ratio(rows, "both"), ratio(rows, "forward"), ratio(rows, "both", "peak_mb")
         if whole:
             found = [f"{case} {sizes}".strip(), dtype, short(where), share(alone), share(whole), whole[1], share(memory)]
-            lines.append((whole[0], row([*found, judged(whole[0])])))
+            lines.append((whole[0], row([*found, judged(whole[0], memory[0] if memory else 0)])))
     head = ["case", "type", "on", "forward", "forward + backward", "best peer", "memory", "goal"]
     return "\n".join(["## fuse's share of the best peer", "", row(head), "|" + "---|" * len(head),
                       *(line for _, line in sorted(lines, reverse=True)), ""])

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--suite", type=partial(some_of, SUITES), default=list(SUITES), metavar="NAMES", help=", ".join(SUITES))
     made.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    made.add_argument("--quick", action="store_true", help="small sizes, few repetitions, two values of each sweep")
+    made.add_argument("--quick", action="store_true", help="small sizes, few repetitions, one type, two values of a sweep")
     made.add_argument("--only", type=names, default=[], metavar="PATTERNS", help="case, case/SIZE=VALUE or case/dtype, with *")
     made.add_argument("--no-sweeps", action="store_true", help="the cases at their own sizes alone")
     made.add_argument("--arms", type=names, default=[], metavar="NAMES")
