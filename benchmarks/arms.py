@@ -4,7 +4,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from importlib.util import find_spec
+from types import FunctionType
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -37,9 +39,16 @@ def eager(case: Case) -> Function:
 
 def compiled(case: Case, backend: str, options: dict[str, Any] | None = None) -> Function:
     """Sizes are constants: a sweep compiles each of them."""
-    torch._dynamo.reset()
-    made: Function = torch.compile(case.function, backend=backend, dynamic=False, options=options)  # type: ignore[call-overload]
+    function = copied(case.function, f"{backend} {options}")
+    made: Function = torch.compile(function, backend=backend, dynamic=False, options=options)
     return made
+
+
+def copied(function: Function, arm: str) -> Function:
+    """The function with code of its own: Dynamo keeps what it compiled with the code, and the arms must not share its limit."""
+    assert isinstance(function, FunctionType)
+    code = function.__code__.replace(co_name=f"{function.__name__}_{crc32(arm.encode())}")
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 def inductor(case: Case) -> Function:

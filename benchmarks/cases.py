@@ -69,8 +69,12 @@ class Task:
         return "/".join([self.case, *([f"{self.x}={self.sizes[self.x]}"] if self.x else []), self.dtype])
 
     def matches(self, patterns: Sequence[str]) -> bool:
-        """Whether a pattern is the name or a beginning of it that ends at a slash; `*` stands for anything."""
-        return not patterns or any(fnmatch(self.name, p) or fnmatch(self.name, f"{p}/*") for p in patterns)
+        """Whether a pattern is the name or a beginning of it that ends at a slash; `*` stands for anything.
+
+        A case at its own sizes answers to each of them: 'head/V=50304', too.
+        """
+        sized = [f"{self.case}/{s}={v}/{self.dtype}" for s, v in self.sizes.items() if self.x is None]
+        return not patterns or any(fnmatch(n, p) or fnmatch(n, f"{p}/*") for n in (self.name, *sized) for p in patterns)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -38,8 +38,8 @@ def _cuda_laps(step: Step) -> list[float]:
 
 
 def _event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()     # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(enable_timing=True)     # type: ignore[no-untyped-call]
+    event.record()
     return event
 
 

@@ -131,7 +131,7 @@ def first_steps(task: Task, settings: Settings, arm: str, folder: str | None) ->
         return {"status": "failed", "reason": last_line(error)}
     if "reason" in warm:
         return warm
-    found = {"cold_s": cold["seconds"], "warm_s": warm["seconds"]} if compiles else {}
+    found: dict[str, Any] = {"cold_s": cold["seconds"], "warm_s": warm["seconds"]} if compiles else {}
     return {**found, **({"peaks": warm["peaks"]} if memory else {})}
 
 

@@ -38,7 +38,7 @@ def sdpa(case: Case) -> Function:
 
 def flex_attention(case: Case) -> Function:
     try:
-        from torch.nn.attention.flex_attention import create_block_mask
+        from torch.nn.attention.flex_attention import BlockMask, create_block_mask
         from torch.nn.attention.flex_attention import flex_attention as flex
     except ImportError as error:
         raise Absent(str(error)) from error
@@ -49,7 +49,7 @@ def flex_attention(case: Case) -> Function:
             if size not in blocks:
                 blocks[size] = create_block_mask(lambda b, h, i, j: i >= j, None, None, *size, device=q.device)
             return call(q, k, v, block_mask=blocks[size])
-        blocks: dict[tuple[int, int], object] = {}
+        blocks: dict[tuple[int, int], BlockMask] = {}
         return masked
     return lambda q, k, v, mask: call(q, k, v, score_mod=lambda s, b, h, i, j: s + mask[i, j])
 

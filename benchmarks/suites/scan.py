@@ -41,7 +41,7 @@ def s4d(u: Tensor, log_dt: Tensor, C_real: Tensor, log_A_real: Tensor, A_imag: T
     power = dtA.unsqueeze(-1) * torch.arange(length, device=u.device)
     C = C * (torch.exp(dtA) - 1.0) / A
     k = 2 * torch.einsum("hn,hnl->hl", C, torch.exp(power)).real
-    y = torch.fft.irfft(torch.fft.rfft(u, n=2 * length) * torch.fft.rfft(k, n=2 * length), n=2 * length)[..., :length]
+    y: Tensor = torch.fft.irfft(torch.fft.rfft(u, n=2 * length) * torch.fft.rfft(k, n=2 * length), n=2 * length)[..., :length]
     return y + u * skip.unsqueeze(-1)
 
 
@@ -59,7 +59,8 @@ def mambapy(case: Case) -> Function:
 
     def function(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         a, b = (x.transpose(1, 2) for x in discretised(u, dt, A, B))
-        return (pscan(a, b) @ C.unsqueeze(-1)).squeeze(-1).mT
+        states: Tensor = pscan(a, b)
+        return (states @ C.unsqueeze(-1)).squeeze(-1).mT
     return function
 
 
