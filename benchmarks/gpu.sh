@@ -28,7 +28,7 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 
 if [ "${1:-}" = --dry-run ]; then
-    timeout 900 "$python" "$root/benchmarks/run.py" --dry-run --suite "${suites// /,}" --arms eager,fuse --out "$out" --no-plots || failed=1
+    timeout 1700 "$python" "$root/benchmarks/run.py" --dry-run --suite "${suites// /,}" --arms eager,fuse --out "$out" --no-plots || failed=1
     exit $failed
 fi
 

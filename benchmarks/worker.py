@@ -138,7 +138,7 @@ def use_caches(folder: str | None, arm: str) -> None:
 
 def excused(error: Exception) -> dict[str, str]:
     """A row without numbers: the arm is absent here, or it failed."""
-    absent = isinstance(error, (shared.Absent, ImportError))
+    absent = isinstance(error, (shared.Absent, ImportError, NotImplementedError))
     return {"status": "absent" if absent else "failed", "reason": reason(error)}
 
 

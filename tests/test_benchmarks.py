@@ -41,6 +41,10 @@ def missing(case: Case) -> Function:
     raise Absent("no such device")
 
 
+def unsupported(case: Case) -> Function:
+    raise NotImplementedError("no backward on this device")
+
+
 def broken(case: Case) -> Function:
     raise ValueError("a bad tile\nand more")
 
@@ -49,6 +53,7 @@ FAKE = Suite(
     cases={"squares": Case("squares", "sums of squares", square, lambda sizes: [torch.randn(sizes["N"], sizes["L"])],
                            {scale: {"N": 3, "L": 5} for scale in SCALES}, {"L": (5, 7, 9)})},
     arms={"eager": lambda case: case.function, "fuse": lambda case: lambda x: x.square().sum(-1), "off": off, "missing": missing,
+          "unsupported": unsupported,
           "broken": broken, "peer": peer("no_such_package", off)})
 
 
@@ -111,6 +116,7 @@ def test_a_sweep_changes_one_size_and_leaves_out_what_the_case_measures_anyway()
 def test_arms_that_cannot_run_are_rows_with_a_reason(measured: Callable[..., list[dict[str, Any]]]) -> None:
     said = {r["arm"]: (r["status"], r.get("reason")) for r in measured()}
     assert said["missing"] == ("absent", "no such device")
+    assert said["unsupported"] == ("absent", "NotImplementedError: no backward on this device")
     assert said["peer"] == ("absent", "no_such_package is not installed")
     assert said["broken"] == ("failed", "ValueError: a bad tile")
 

@@ -61,22 +61,23 @@ def heads_last(sizes: Sizes) -> list[torch.Tensor]:
     return [torch.randn([sizes[s] for s in "BLHd"]) for _ in range(3)]
 
 
-def sizes(batch: int, length: int) -> dict[str, Sizes]:
+def sizes(batch: int, length: int, tiny: int) -> dict[str, Sizes]:
+    """A chain of sums pays where the sequence is long beside the width, in a dry run too."""
     return {"cpu": {"B": batch, "H": 8, "L": length, "d": 64}, "cuda": {"B": batch, "H": 16, "L": 4 * length, "d": 64},
-            "quick": {"B": 1, "H": 4, "L": 1024, "d": 64}, "tiny": {"B": 1, "H": 2, "L": 32, "d": 16}}
+            "quick": {"B": 1, "H": 4, "L": 1024, "d": 64}, "tiny": {"B": 1, "H": 2, "L": tiny, "d": 8}}
 
 
 LONG, SHORT = {"L": (1024, 2048, 8192, 16384), "d": (32, 128)}, {"L": (512, 1024, 4096), "d": (32,)}
 PLAIN = (*COMPILED, "fuse")
 SUITE = Suite(
     cases={
-        "flow": Case("flow", "bidirectional Flow-Attention (arXiv 2202.06258)", flow, heads_first, sizes(4, 4096), LONG,
+        "flow": Case("flow", "bidirectional Flow-Attention (arXiv 2202.06258)", flow, heads_first, sizes(4, 4096, 128), LONG,
                      arms=PLAIN),
-        "flow-causal": Case("flow-causal", "its causal form: every sum is a prefix sum", flow_causal, heads_first, sizes(1, 2048),
+        "flow-causal": Case("flow-causal", "its causal form: every sum is a prefix sum", flow_causal, heads_first, sizes(1, 2048, 32),
                             SHORT, arms=PLAIN),
-        "linear": Case("linear", "linear attention with elu + 1, heads last", linear, heads_last, sizes(4, 4096), LONG,
+        "linear": Case("linear", "linear attention with elu + 1, heads last", linear, heads_last, sizes(4, 4096, 128), LONG,
                        arms=PLAIN),
-        "linear-causal": Case("linear-causal", "prefix sums of outer products alone", linear_causal, heads_last, sizes(1, 2048),
+        "linear-causal": Case("linear-causal", "prefix sums of outer products alone", linear_causal, heads_last, sizes(1, 2048, 32),
                               SHORT, arms=(*PLAIN, "fla")),
     },
     arms={**COMPILED, "fla": peer("fla", fla), **FUSE})

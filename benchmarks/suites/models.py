@@ -43,7 +43,8 @@ def run(models: list[str], settings: Settings, show: Callable[[Record], None]) -
 
 def measured(name: str, settings: Settings, call: Callable[[str, list[str]], Any] = child) -> Iterator[Record]:
     """A record for each arm. Errors are judged, not told: `right` compares every parameter's gradient with float64."""
-    common: Record = {"suite": "models", "case": name, "sizes": {}, "x": None, "dtype": "float32", "device": "cpu", "mode": "both"}
+    common: Record = {"suite": "models", "case": name, "sizes": {}, "x": None, "dtype": "float32", "device": "cpu",
+                      "mode": "both"}
     try:
         found = call(str(SCRIPT), [f"--only={name}", f"--threads={settings.threads}", f"--repeat={settings.repeat}"])
     except RuntimeError as error:
