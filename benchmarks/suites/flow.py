@@ -73,11 +73,11 @@ SUITE = Suite(
     cases={
         "flow": Case("flow", "bidirectional Flow-Attention (arXiv 2202.06258)", flow, heads_first, sizes(4, 4096, 128), LONG,
                      arms=PLAIN),
-        "flow-causal": Case("flow-causal", "its causal form: every sum is a prefix sum", flow_causal, heads_first, sizes(1, 2048, 32),
-                            SHORT, arms=PLAIN),
+        "flow-causal": Case("flow-causal", "its causal form: every sum is a prefix sum", flow_causal, heads_first,
+                            sizes(1, 2048, 32), SHORT, arms=PLAIN),
         "linear": Case("linear", "linear attention with elu + 1, heads last", linear, heads_last, sizes(4, 4096, 128), LONG,
                        arms=PLAIN),
-        "linear-causal": Case("linear-causal", "prefix sums of outer products alone", linear_causal, heads_last, sizes(1, 2048, 32),
-                              SHORT, arms=(*PLAIN, "fla")),
+        "linear-causal": Case("linear-causal", "prefix sums of outer products alone", linear_causal, heads_last,
+                              sizes(1, 2048, 32), SHORT, arms=(*PLAIN, "fla")),
     },
     arms={**COMPILED, "fla": peer("fla", fla), **FUSE})
