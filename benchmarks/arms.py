@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from types import FunctionType
 from typing import Any
@@ -64,7 +65,10 @@ def auto_chunker(case: Case) -> Function:
 
 def fuse(**options: Any) -> Arm:
     """fuse with these of its options, beside those of the command line."""
-    return lambda case: compiled(case, "fuse", {**options, **given} or None)
+    def arm(case: Case) -> Function:
+        import_module("fuse")     # a checkout that is not installed makes its backend known
+        return compiled(case, "fuse", {**options, **given} or None)
+    return arm
 
 
 given: dict[str, Any] = {}     # fuse's options from the command line (--option NAME=VALUE)

@@ -6,7 +6,7 @@ product that is summed, once. What fuse stores between forward and backward, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -19,13 +19,14 @@ MODES = ("forward", "backward", "both")
 
 @dataclass(frozen=True)
 class Work:
-    """What a mode cannot avoid: bytes moved and floating-point operations of products."""
+    """What a mode cannot avoid: bytes moved, floating-point operations of products, bytes of results that stay."""
 
     bytes: int
     flops: int
+    kept: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.bytes + other.bytes, self.flops + other.flops)
+        return Work(self.bytes + other.bytes, self.flops + other.flops, self.kept + other.kept)
 
     def milliseconds(self, rates: Rates) -> float:
         return 1e3 * max(self.bytes / rates.copy, self.flops / rates.gemm)
@@ -72,10 +73,10 @@ def work_of(program: Any, sizes: Mapping[str, int]) -> dict[str, Work]:
     cotangents = [b for b in program.inputs if b.name in program.cotangents]
     alone = flops(restrict(program, [o.buffer.name for o in results]), sizes)
     read, written = size_of(given, sizes), size_of((o.buffer for o in results), sizes)
-    back = size_of((o.buffer for o in gradients), sizes) + size_of(cotangents, sizes)
+    back, arriving = size_of((o.buffer for o in gradients), sizes), size_of(cotangents, sizes)
     both = flops(program, sizes)
-    return {"forward": Work(read + written, alone), "backward": Work(read + back, both - alone),
-            "both": Work(read + written + back, both)}
+    return {"forward": Work(read + written, alone, written), "backward": Work(read + arriving + back, both - alone, back),
+            "both": Work(read + written + arriving + back, both, written + back)}
 
 
 def counted(case: Case, task: Task) -> tuple[dict[str, Work], str]:
@@ -96,7 +97,7 @@ def counted(case: Case, task: Task) -> tuple[dict[str, Work], str]:
     programs = [parse_program(r.snapshots["canonical"]()) for r in regions]
     works = [work_of(p, dict(p.hints)) for p in programs]
     total = {m: sum((w[m] for w in works), Work(0, 0)) for m in MODES} if works else {}
-    return {m: Work(w.bytes, int(w.flops * case.visible)) for m, w in total.items()}, says
+    return {m: replace(w, flops=int(w.flops * case.visible)) for m, w in total.items()}, says
 
 
 # ---- rates ----------------------------------------------------------------------------------------------------------

@@ -172,4 +172,5 @@ def physical(timed: dict[str, Any], mode: str, rows: dict[str, Any], rates: Rate
     floor = work.milliseconds(rates)
     median = rows.get(mode, {}).get("median_ms")
     share = fraction(floor, [median] if median else [])
-    return {**said, **timed["work"][mode], "floor_ms": float(f"{floor:.3g}"), **({"roofline": round(share, 3)} if share else {})}
+    floors = {"floor_ms": float(f"{floor:.3g}"), "floor_mb": round(work.kept / 1e6, 2)}
+    return {**said, "bytes": work.bytes, "flops": work.flops, **floors, **({"roofline": round(share, 3)} if share else {})}

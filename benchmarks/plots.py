@@ -13,7 +13,7 @@ from benchmarks.records import LABELS, Record
 COLOURS = {"eager": "#999999", "inductor": "#56B4E9", "auto_chunker": "#0072B2", "fuse": "#D55E00",
            "fuse-least-memory": "#E69F00", "linear_cross_entropy": "#CC79A7", "sdpa": "#009E73",
            "flex_attention": "#F0E442"}
-METRICS = {"time": ("median_ms", "ms, forward and backward"), "memory": ("peak_mb", "MB above the inputs")}
+METRICS = {"median_ms": ("floor_ms", "ms, forward and backward"), "peak_mb": ("floor_mb", "MB above the inputs")}
 Curve = list[tuple[int, float]]
 
 
@@ -45,11 +45,9 @@ def curves(rows: Sequence[Record], x: str, metric: str) -> dict[str, Curve]:
     return {arm: sorted(points) for arm, points in found.items()}
 
 
-def floor_of(rows: Sequence[Record], x: str, kind: str) -> Curve:
-    """Milliseconds of the floor of the time; memory has none that is drawn."""
-    if kind != "time":
-        return []
-    return sorted({r["sizes"][x]: r["floor_ms"] for r in rows if "floor_ms" in r}.items())
+def floor_of(rows: Sequence[Record], x: str, name: str) -> Curve:
+    """The floor of the time, or the bytes of the results, which have to be somewhere."""
+    return sorted({r["sizes"][x]: r[name] for r in rows if name in r}.items())
 
 
 def draw(records: Iterable[Record], folder: Path) -> list[Path]:
@@ -70,10 +68,10 @@ def _picture(key: tuple[str, ...], rows: Sequence[Record], folder: Path) -> list
 
     _, case, x, dtype, device = key
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, (kind, (metric, label)) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
+    for axes, (metric, (bottom, label)) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
         for arm, points in curves(rows, x, metric).items():
             axes.plot(*zip(*points, strict=True), "o-", ms=3, lw=2 if arm == "fuse" else 1.2, color=COLOURS.get(arm), label=arm)
-        if points := floor_of(rows, x, kind):
+        if points := floor_of(rows, x, bottom):
             axes.plot(*zip(*points, strict=True), "k:", lw=1, label="floor")
         axes.set(xscale="log", yscale="log", xlabel=f"{x} ({LABELS.get(x, x)})", ylabel=label)
         axes.grid(True, which="both", lw=0.3)

@@ -277,7 +277,7 @@ def test_a_curve_joins_rows_that_differ_in_one_size() -> None:
     assert [key[2] for key in found] == ["N", "V"]
     swept = found["vocab", "head", "V", "float32", "cpu"]
     assert plots.curves(swept, "V", "median_ms") == {"fuse": [(16, 16.0), (32, 32.0), (64, 64.0)]}
-    assert plots.floor_of(swept, "V", "time") == [(16, 0.5), (32, 0.5), (64, 0.5)]
+    assert plots.floor_of(swept, "V", "floor_ms") == [(16, 0.5), (32, 0.5), (64, 0.5)]
 
 
 def test_plots_are_drawn(tmp_path: Path) -> None:
@@ -318,9 +318,9 @@ output grad.x: float32[4, 8] gradient_of x
 def test_the_floor_counts_each_product_and_each_byte_once() -> None:
     work = floor.work_of(parse_program(HEAD), {})
     given, results = (4 * 8 + 100 * 8) * 4, 4 * 4
-    assert work["forward"] == Work(given + results, 2 * 4 * 100 * 8)
+    assert work["forward"] == Work(given + results, 2 * 4 * 100 * 8, results)
     assert work["both"].flops == 2 * 2 * 4 * 100 * 8, "the second walk makes the same product again, which nobody has to"
-    assert work["backward"] == Work(given + 4 * 8 * 4 + 4 * 4, 2 * 4 * 100 * 8)
+    assert work["backward"] == Work(given + 4 * 8 * 4 + 4 * 4, 2 * 4 * 100 * 8, 4 * 8 * 4)
 
 
 def test_the_longer_of_two_times_is_the_floor() -> None:
