@@ -7,6 +7,7 @@ either is the cold and the warm compile time, and the peaks are taken in the sec
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from benchmarks import environment, records
+from benchmarks import environment, records, worker
 from benchmarks.cases import Task
 from benchmarks.floor import MODES, Rates, Work, fraction
 from benchmarks.measure import child
@@ -47,9 +48,22 @@ class Settings:
         common = {"what": what, "threads": self.threads, "options": self.options, "arms": self.arms, "measure": self.measure}
         return (self.call or in_fresh_process)({**common, "repeat": self.repeat, **more})
 
+    def rates(self, task: Task) -> Rates:
+        """Measured in this process: nothing here depends on what it has done before."""
+        job = {"what": "rates", "threads": self.threads, "options": self.options, "device": task.device, "dtype": task.dtype}
+        return Rates(**(self.call or worker.run)({**job, "scale": "tiny" if self.call else task.device}))
+
 
 def in_fresh_process(job: dict[str, Any]) -> Any:
-    return child(SCRIPT, ["--worker", json.dumps(job)])
+    """RuntimeError with what the process said last if it dies. Peaks need an allocator that gives back what is freed, which would
+    slow down whatever is timed."""
+    arguments = ["--worker", json.dumps(job)]
+    if job.get("peaks"):
+        return child(SCRIPT, arguments)
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr or f"the process ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(tasks: Iterable[Task], settings: Settings, arms_of: Callable[[Task], list[str]], show: Callable[[Record], None]) -> int:
@@ -60,8 +74,7 @@ def run(tasks: Iterable[Task], settings: Settings, arms_of: Callable[[Task], lis
             print(f"not measured, out of time: {task.suite} {task.name}", file=sys.stderr, flush=True)
             continue
         if task.dtype not in rates:
-            rates[task.dtype] = Rates(**settings.job("rates", device=task.device, dtype=task.dtype,
-                                                  scale="tiny" if settings.call else task.device))
+            rates[task.dtype] = settings.rates(task)
         found = list(measured(task, settings, arms_of(task), rates[task.dtype]))
         stamped = [{**r, "environment": {**stamp, "copy_GBps": round(rates[task.dtype].copy / 1e9, 1),
                                          "gemm_GFLOPS": round(rates[task.dtype].gemm / 1e9, 1)}} for r in found]
