@@ -136,7 +136,8 @@ def show(record: dict[str, Any]) -> None:
     if "reason" in record:
         print(f"{head}{record['status']}: {record['reason']}", flush=True)
         return
-    cells = [f"{record['median_ms']:10.4g} ms ({record['p20_ms']:.4g} .. {record['p80_ms']:.4g})"] if "p20_ms" in record else []
+    cells = [f"{record['median_ms']:10.4g} ms"] if "median_ms" in record else []
+    cells += [f"({record['p20_ms']:.4g} .. {record['p80_ms']:.4g})"] if "p20_ms" in record else []
     cells += [f"{record['peak_mb']:.1f} MB"] if "peak_mb" in record else []
     cells += [f"{record['roofline']:.0%} of the floor"] if "roofline" in record else []
     cells += [f"errs {max(record['errors']):.1e}" + " WRONG" * (record["status"] == "wrong")] if "errors" in record else []
