@@ -172,7 +172,7 @@ def last_line(error: Exception) -> str:
 
 
 def of_start(start: dict[str, Any], mode: str) -> dict[str, Any]:
-    found = {k: start[k] for k in ("cold_s", "warm_s") if k in start} if mode == "both" else {}
+    found: dict[str, Any] = {k: start[k] for k in ("cold_s", "warm_s") if k in start and mode == "both"}
     return {**found, **({"peak_mb": start["peaks"][mode]} if mode in start.get("peaks", {}) else {})}
 
 
