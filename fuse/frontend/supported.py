@@ -85,12 +85,13 @@ def _knife_edge(node: Expr, spanned: Callable[[Expr], object]) -> bool:
 
 def _turns(roots: Iterable[Expr], spanned: Callable[[Expr], list[frozenset[Axis]]]) -> bool:
     """Does a reduction of a large value wait for one along other axes? Each turn would be a sweep that makes it again."""
-    streams: dict[Expr, set[frozenset[Axis]]] = {}      # what the reductions below a node have in common, chain by chain
+    streams: dict[Expr, set[tuple[frozenset[Axis], frozenset[Axis]]]] = {}      # of an anchor, what a chain's reductions share
     for node in topological(roots):
-        below = {axes for arg in node.args for axes in streams[arg]}
-        for gone in {frozenset(_swept(node) & anchor) for arg in node.args for anchor in spanned(arg)} - {frozenset()}:
-            below = {axes & gone for axes in below} | {gone}
-        if frozenset() in below:
+        below = {chain for arg in node.args for chain in streams[arg]}
+        for anchor in {a for arg in node.args for a in spanned(arg)}:
+            if gone := frozenset(_swept(node) & anchor):
+                below = {(a, axes & gone if a == anchor else axes) for a, axes in below} | {(anchor, gone)}
+        if any(not axes for _, axes in below):
             return True
         streams[node] = below
     return False

@@ -17,7 +17,7 @@ struct Shared {
   double* c3;
   double* c7;
   float* c5_v;
-  int64_t* c5_i;
+  int64_t* c5;
   float* c6;
   int64_t bytes;
   Shared(char* base, const int64_t* arg) {
@@ -30,7 +30,7 @@ struct Shared {
     c3 = arena.take<double>(n2);
     c7 = arena.take<double>(n2);
     c5_v = arena.take<float>(n2);
-    c5_i = arena.take<int64_t>(n2);
+    c5 = arena.take<int64_t>(n2);
     c6 = arena.take<float>(n2);
     bytes = arena.used;
   }
@@ -85,7 +85,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   double* const c3 = shared.c3;
   double* const c7 = shared.c7;
   float* const c5_v = shared.c5_v;
-  int64_t* const c5_i = shared.c5_i;
+  int64_t* const c5 = shared.c5;
   float* const c6 = shared.c6;
   large_pages(work, fuse_workspace(arg, outer));
   large_pages(y0, n0 * int64_t(sizeof(float)));
@@ -105,7 +105,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   start(c7, n2, double(0));
   start(y6, n2 * n1, float(0));
   start(c5_v, n2, float(-INF));
-  start(c5_i, n2, int64_t(0));
+  start(c5, n2, int64_t(0));
   start(c6, n2, float(-INF));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = 1 * groups;
@@ -187,7 +187,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               }
             }
             for (int k = 0; k < n; ++k) {
-              if (beats(h_c5[k], c5_v[col0 + (first + k)])) { c5_v[col0 + (first + k)] = h_c5[k]; c5_i[col0 + (first + k)] = row0 + w_c5[k]; }
+              if (beats(h_c5[k], c5_v[col0 + (first + k)])) { c5_v[col0 + (first + k)] = h_c5[k]; c5[col0 + (first + k)] = row0 + w_c5[k]; }
             }
             for (int k = 0; k < n; ++k) {
               c6[col0 + (first + k)] = max_(c6[col0 + (first + k)], h_c6[k]);
@@ -257,6 +257,6 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   put(y3, Walk{0, 1, nullptr}, n2, c1_l);
   put(y4, Walk{0, 1, nullptr}, n2, c2);
   put(y5, Walk{0, 1, nullptr}, n2, c3);
-  put(y7, Walk{0, 1, nullptr}, n2, c5_i);
+  put(y7, Walk{0, 1, nullptr}, n2, c5);
   put(y8, Walk{0, 1, nullptr}, n2, c6);
 }

@@ -26,7 +26,7 @@ struct Task {
   double* c1;
   float* c2;
   float* c3_v;
-  int64_t* c3_i;
+  int64_t* c3;
   double* c4;
   double* c5;
   float* t4;
@@ -51,7 +51,7 @@ struct Task {
     c1 = arena.take<double>(R);
     c2 = arena.take<float>(R);
     c3_v = arena.take<float>(R);
-    c3_i = arena.take<int64_t>(R);
+    c3 = arena.take<int64_t>(R);
     c4 = arena.take<double>(R);
     c5 = arena.take<double>(R);
     t4 = arena.take<float>(R * C);
@@ -106,7 +106,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
     double* const c1 = mine.c1;
     float* const c2 = mine.c2;
     float* const c3_v = mine.c3_v;
-    int64_t* const c3_i = mine.c3_i;
+    int64_t* const c3 = mine.c3;
     double* const c4 = mine.c4;
     double* const c5 = mine.c5;
     float* const t4 = mine.t4;
@@ -155,7 +155,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         start(c1, R, double(0));
         start(c2, R, float(-INF));
         start(c3_v, R, float(-INF));
-        start(c3_i, R, int64_t(0));
+        start(c3, R, int64_t(0));
         start(c4, R, double(0));
         start(c5, R, double(0));
         for (int64_t col0 = 0; col0 < cols; col0 += C) {
@@ -190,7 +190,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               });
               c1[r] += sum_of<double>(h_c1);
               c2[r] = max_(c2[r], max_of(h_c2));
-              take_first(h_c3, w_c3, col0 + first, c3_v[r], c3_i[r]);
+              take_first(h_c3, w_c3, col0 + first, c3_v[r], c3[r]);
               c4[r] += sum_of<double>(h_c4);
               const float o_c0 = c0_m[r], x_c0 = top_of(h_c0);
               const float y_c0 = x_c0 > o_c0 ? x_c0 : o_c0;
@@ -215,7 +215,7 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
         put(y1, wy1_row, nr, c0_l + 0);
         put(y2, wy2_row, nr, c1 + 0);
         put(y3, wy3_row, nr, c2 + 0);
-        put(y4, wy4_row, nr, c3_i + 0);
+        put(y4, wy4_row, nr, c3 + 0);
         put(y5, wy5_row, nr, c4 + 0);
         put(y6, wy6_row, nr, c5 + 0);
       }

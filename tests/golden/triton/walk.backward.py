@@ -26,6 +26,7 @@ def walk0(
     f3 = tl.arange(0, F3).to(INDEX)
     f3_ok = (f3 < n3) | EVEN_F3
     t8 = tl.load(x0 + far(row_0, s0_i2) + ((r * s0_i2)[:, None] + (f3 * s0_i3)[None, :]), mask=row_ok[:, None] & f3_ok[None, :], other=0)
+    t9 = -t8
     c2_ahead = tl.full([R, F3], 0.0, tl.float32)
     for step in range(0, spans):
         tile = step
@@ -34,15 +35,14 @@ def walk0(
         tl.store(e_c2 + (far(pid, spans) + tile) * R * F3 + (r[:, None] * F3 + f3[None, :]), c2_ahead)
         for step in tl.range(first, end, num_stages=STAGES):
             column = step
-            t31 = tl.load(x1 + far(batch, s1_i0) + far(column, s1_i1) + far(row_0, s1_i2) + (r * s1_i2), mask=row_ok, other=0)
-            t32 = t31[:, None] * t8
-            t33 = -t32
-            t34 = tl.exp2(t33 * 1.4426950408889634)
-            t35 = tl.load(x4 + far(batch, s4_i0) + far(column, s4_i1) + far(row_0, s4_i2) + (r * s4_i2), mask=row_ok, other=0)
-            t36 = tl.load(x5 + far(batch, s5_i0) + far(column, s5_i1) + (f3 * s5_i3), mask=f3_ok, other=0)
-            t37 = t35[:, None] * t36[None, :]
-            t38 = t37 * t31[:, None]
-            h15 = t34 * c2_ahead + t38
+            t30 = tl.load(x1 + far(batch, s1_i0) + far(column, s1_i1) + far(row_0, s1_i2) + (r * s1_i2), mask=row_ok, other=0)
+            t31 = t30[:, None] * t9
+            t32 = tl.exp2(t31 * 1.4426950408889634)
+            t33 = tl.load(x4 + far(batch, s4_i0) + far(column, s4_i1) + far(row_0, s4_i2) + (r * s4_i2), mask=row_ok, other=0)
+            t34 = tl.load(x5 + far(batch, s5_i0) + far(column, s5_i1) + (f3 * s5_i3), mask=f3_ok, other=0)
+            t35 = t33[:, None] * t34[None, :]
+            t36 = t35 * t30[:, None]
+            h15 = t32 * c2_ahead + t36
             c2_ahead = h15
     tl.store(w_c0 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), tl.full([R, F3], 0.0, tl.float32))
     tl.store(w_p5 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), tl.full([R, F3], 0.0, tl.float32))
@@ -57,14 +57,13 @@ def walk0(
         for step in tl.range(first, end, num_stages=STAGES):
             column = step
             t23 = tl.load(x1 + far(batch, s1_i0) + far(column, s1_i1) + far(row_0, s1_i2) + (r * s1_i2), mask=row_ok, other=0)
-            t24 = t23[:, None] * t8
-            t25 = -t24
-            t26 = tl.exp2(t25 * 1.4426950408889634)
-            t27 = tl.load(x4 + far(batch, s4_i0) + far(column, s4_i1) + far(row_0, s4_i2) + (r * s4_i2), mask=row_ok, other=0)
-            t28 = tl.load(x5 + far(batch, s5_i0) + far(column, s5_i1) + (f3 * s5_i3), mask=f3_ok, other=0)
-            t29 = t27[:, None] * t28[None, :]
-            t30 = t29 * t23[:, None]
-            h15 = t26 * c2_again + t30
+            t24 = t23[:, None] * t9
+            t25 = tl.exp2(t24 * 1.4426950408889634)
+            t26 = tl.load(x4 + far(batch, s4_i0) + far(column, s4_i1) + far(row_0, s4_i2) + (r * s4_i2), mask=row_ok, other=0)
+            t27 = tl.load(x5 + far(batch, s5_i0) + far(column, s5_i1) + (f3 * s5_i3), mask=f3_ok, other=0)
+            t28 = t26[:, None] * t27[None, :]
+            t29 = t28 * t23[:, None]
+            h15 = t25 * c2_again + t29
             c2_again = h15
             tl.store(h_c2 + (far(pid, span + 1) + column - first + 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), h15)
         tl.debug_barrier()
@@ -83,8 +82,7 @@ def walk0(
             t6 = tl.sum(tl.where(f3_ok[None, :], t5, 0.0), 1)
             tl.store(y5 + far(batch, y5_i0) + far(column, y5_i1) + far(row_0, y5_i2) + (r * y5_i2), t6, mask=row_ok)
             t7 = tl.load(x1 + far(batch, s1_i0) + far(column, s1_i1) + far(row_0, s1_i2) + (r * s1_i2), mask=row_ok, other=0)
-            t9 = t7[:, None] * t8
-            t10 = -t9
+            t10 = t7[:, None] * t9
             t11 = tl.exp2(t10 * 1.4426950408889634)
             t12 = t11 * h9
             t13 = tl.load(h_c2 + (far(pid, span + 1) + column - first) * R * F3 + (r[:, None] * F3 + f3[None, :]))

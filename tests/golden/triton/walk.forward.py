@@ -23,13 +23,13 @@ def walk0(
     f3 = tl.arange(0, F3).to(INDEX)
     f3_ok = (f3 < n3) | EVEN_F3
     t3 = tl.load(x0 + far(row_0, s0_i2) + ((r * s0_i2)[:, None] + (f3 * s0_i3)[None, :]), mask=row_ok[:, None] & f3_ok[None, :], other=0)
+    t4 = -t3
     c0 = tl.full([R, F3], 0.0, tl.float32)
     for step in tl.range(0, col_end, num_stages=STAGES):
         column = step
         t1 = tl.load(x1 + far(batch, s1_i0) + far(column, s1_i1) + (f3 * s1_i3), mask=f3_ok, other=0)
         t2 = tl.load(x2 + far(batch, s2_i0) + far(column, s2_i1) + far(row_0, s2_i2) + (r * s2_i2), mask=row_ok, other=0)
-        t4 = t2[:, None] * t3
-        t5 = -t4
+        t5 = t2[:, None] * t4
         t6 = tl.exp2(t5 * 1.4426950408889634)
         t7 = tl.load(x3 + far(batch, s3_i0) + far(column, s3_i1) + far(row_0, s3_i2) + (r * s3_i2), mask=row_ok, other=0)
         t8 = tl.load(x4 + far(batch, s4_i0) + far(column, s4_i1) + (f3 * s4_i3), mask=f3_ok, other=0)
