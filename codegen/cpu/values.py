@@ -265,7 +265,7 @@ class Values:
                 self.ctx.col.add(f"const {ctype}* {name}_line = line({name}, {walk}, nc, {copy});")
                 self.ctx.col.things["line", name] = True
             return self.declare(v, frame, f"{name}_line[{strip.base} + {strip.index}]", None)
-        home = self._frame_of(("base", base), frame)
+        home = self.ctx.row if strip.dim == "row" else self._frame_of(("base", base), frame)
         if v.dims == (strip.dim,) and home is not None and not self.ctx.walking:
             if not frame.thing(("line", name)):
                 copy = self.ctx.task.take(f"{name}_copy", ctype, self.ctx.capacity(strip.dim))
