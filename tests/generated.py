@@ -164,7 +164,8 @@ def program(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Callable[...
 
 
 def near_miss(seed: int) -> tuple[Callable[..., object], list[Tensor]]:
-    """The scores themselves are needed: returned, sorted, cumulated, convolved or normalised over the wrong axis."""
+    """All of the scores are needed: as probabilities that are returned, sorted, cumulated, convolved or normalised over the
+    wrong axis."""
     rng = random.Random(seed)
     draw = Draw(rng, torch.float64)
     size = Sizes((3, 5), 8, 33)
@@ -172,7 +173,7 @@ def near_miss(seed: int) -> tuple[Callable[..., object], list[Tensor]]:
     draw.args["y"] = torch.randint(0, size.v, size.batch, generator=torch.Generator().manual_seed(seed))
     draw.args["W"].requires_grad_()
     spoil: Step = rng.choice([
-        lambda x, a: (torch.logsumexp(x, -1).mean(), x),
+        lambda x, a: (torch.logsumexp(x, -1).mean(), F.softmax(x, -1)),
         lambda x, a: (torch.logsumexp(x, -1).mean(), F.log_softmax(x, -1)),
         lambda x, a: x.sort(-1).values[..., :3].mean(),
         lambda x, a: x.topk(4, -1).values.sum(),

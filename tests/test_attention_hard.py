@@ -156,7 +156,8 @@ def test_gradients_of_some(wanted):
     assert judge(attention, [q, k, v, bias]) == 1
 
 
-@pytest.mark.parametrize("name", ["a table", "a network", "pairs", "keys", "one"])
+@pytest.mark.parametrize("name", ["a table", *(pytest.param(n, marks=pytest.mark.slow)
+                                               for n in ("a network", "pairs", "keys", "one"))])
 def test_two_runs_give_the_same_bits(name):
     """Sums over batch, heads and rows are made in one order, however many threads there are."""
     torch.manual_seed(0)

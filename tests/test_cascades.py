@@ -49,7 +49,8 @@ def gradients(function, args, dtype=None, cotangent=None):
     return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(out.dtype))]
 
 
-@pytest.mark.parametrize("function", [flow_einsum, flow_products, heads_last, linear_attention])
+@pytest.mark.parametrize("function", [flow_einsum, pytest.param(flow_products, marks=pytest.mark.slow), heads_last,
+                                      linear_attention])
 @pytest.mark.parametrize(("length", "keys", "width"), [(67, 67, 7), (131, 77, 5)], ids=["square", "cross"])
 def test_values_and_gradients(function, length, keys, width):
     torch.manual_seed(0)
@@ -67,7 +68,7 @@ def test_values_and_gradients(function, length, keys, width):
         assert (g - w).abs().max() <= (e - w).abs().max() + 1e-6 * scale
 
 
-@pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast"])
+@pytest.mark.parametrize("how", ["bfloat16", *(pytest.param(how, marks=pytest.mark.slow) for how in ("float16", "autocast"))])
 def test_element_types_and_lengths(how, quick_builds, without_inductor):  # noqa: F811
     """One compile serves every length but the first; half precision errs less than eager, whose sums are rounded."""
     compiled = torch.compile(flow_einsum, backend="fuse", options={"min_virtual_bytes": 0, "strict": True})

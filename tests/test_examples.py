@@ -24,6 +24,7 @@ def run(*arguments: str, folder: Path, example: str = "flowformer") -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_the_flowformer_in_eager(tmp_path):
     found = run("--quick", "--arms", "eager", folder=tmp_path)["tasks"]
     assert list(found) == ["digits", "text"]
@@ -37,7 +38,7 @@ def test_the_flowformer_in_all_arms(tmp_path):
     assert all(list(task) == ["eager", "inductor", "fuse"] for task in found.values())
 
 
-@pytest.mark.parametrize("example", ["s4d", "mamba"])
+@pytest.mark.parametrize("example", ["s4d", pytest.param("mamba", marks=pytest.mark.slow)])
 def test_a_state_space_model_in_eager(example, tmp_path):
     found = run("--quick", "--arms", "eager", folder=tmp_path, example=example)
     assert len(found["arms"]["eager"]["losses"]) == 3

@@ -33,7 +33,7 @@ def test_rows_without_any_gradient_are_left_out_at_no_cost(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("peaked", [True, False])
+@pytest.mark.parametrize("peaked", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_error_is_within_the_bound(form, schedule, peaked):
     h, W, y = data(77, 24, 203, peaked, ignored=0 if form == "weighted" else 5)

@@ -86,6 +86,7 @@ CAUSAL = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_causal_sums_of_outer_products_grow_with_the_length_alone():
     """Megabytes at 1024 and 2048 positions; as written, the states of the second are 268 MB, and its three gradients 13."""

@@ -69,6 +69,7 @@ def outcome(process: subprocess.Popen[str], home: Path = ROOT) -> Outcome:
     return Outcome(float(ratio), float(error), int(hits), bits, said)
 
 
+@pytest.mark.slow
 def test_a_change_of_fuse_leaves_no_stale_gradient(tmp_path):
     """A pass is edited between processes that share all caches: what AOTAutograd kept would be the old gradient."""
     for name in ("fuse", "passes", "codegen", "pyproject.toml"):

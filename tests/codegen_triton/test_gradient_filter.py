@@ -42,5 +42,6 @@ def test_the_condition_compiles(arch: str) -> None:
         assert row.fits, row
 
 
+@pytest.mark.slow
 def test_numbers() -> None:
     run_interpreted("filtered.py", timeout=600)
