@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from fuse.report import SCHEMA_VERSION
+
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import hashlib, sys, torch, torch.nn.functional as F
@@ -130,7 +132,7 @@ def test_logs_and_traces_hold_the_report(tmp_path):
     assert f"fused softmax-over-vocabulary at {place}{FUSED}; declined 0" in said and "fused nothing; declined 1" in said
     assert "ESCAPES" not in said and f"declined ESCAPES at {place}{DECLINED}" in outcome(start(tmp_path, TORCH_LOGS="+fuse")).said
     found = [json.loads(payload) for name, payload in artifacts(tmp_path / "trace") if name == "fuse_report"]
-    assert len(found) == 2 and all(f["schema"] == 1 for f in found)
+    assert len(found) == 2 and all(f["schema"] == SCHEMA_VERSION for f in found)
     region, = found[0]["regions"]
     assert region["kinds"] == ["softmax-over-vocabulary"] and region["bytes_saved"] == 300 * 1010 * 4
     assert [m["code"] for m in found[1]["misses"]] == ["ESCAPES"] and not found[1]["regions"]
