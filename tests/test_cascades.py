@@ -49,8 +49,8 @@ def gradients(function, args, dtype=None, cotangent=None):
     return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(out.dtype))]
 
 
-@pytest.mark.parametrize("function", [flow_einsum, pytest.param(flow_products, marks=pytest.mark.slow), heads_last,
-                                      linear_attention])
+@pytest.mark.parametrize("function", [flow_einsum, linear_attention, *(pytest.param(f, marks=pytest.mark.slow)
+                                                                 for f in (flow_products, heads_last))])
 @pytest.mark.parametrize(("length", "keys", "width"), [(67, 67, 7), (131, 77, 5)], ids=["square", "cross"])
 def test_values_and_gradients(function, length, keys, width):
     torch.manual_seed(0)

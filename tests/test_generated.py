@@ -41,8 +41,8 @@ def check(f, args):
     return counters["fuse"]["fused"] > 0
 
 
-@pytest.mark.parametrize("first", [*range(0, 100, CHUNK), *(pytest.param(first, marks=pytest.mark.slow)
-                                                             for first in range(100, 300, CHUNK))])
+@pytest.mark.parametrize("first", [*range(0, 60, CHUNK), *(pytest.param(first, marks=pytest.mark.slow)
+                                                           for first in range(60, 300, CHUNK))])
 def test_plans_of_generated_programs(first, plain_kernels, request):  # noqa: F811
     """A third of them through AOTAutograd, which takes longer than everything else together; `make slow` has the rest."""
     request.getfixturevalue("without_inductor" if first // CHUNK % 3 == 0 else "without_aot")

@@ -88,6 +88,7 @@ def test_a_change_of_fuse_leaves_no_stale_gradient(tmp_path):
     assert found.ratio == pytest.approx(2, rel=1e-5) and found.hits == 0
 
 
+@pytest.mark.slow
 def test_corrupt_cache_files_are_made_again(tmp_path):
     first = outcome(start(tmp_path))
     files = [p for p in (tmp_path / "kernels").rglob("*") if p.is_file()]
@@ -174,6 +175,7 @@ stop.set()
 """
 
 
+@pytest.mark.slow
 def test_results_repeat_bit_for_bit():
     """More threads than cores, beside another thread that computes; and in processes whose threads wait differently."""
     def bits(**environment: str) -> list[str]:

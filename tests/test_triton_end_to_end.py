@@ -19,6 +19,7 @@ def test_every_form(variant: str) -> None:
     run_interpreted("forms.py", "-m", "slow", "-k", f"test_every_form and {variant}", timeout=1800)
 
 
+@pytest.mark.slow
 def test_attention() -> None:
     run_interpreted("attention.py", timeout=600)
 
