@@ -1,8 +1,6 @@
 """The arms that every suite has: PyTorch as it is, compiled, and fuse. An arm that raises is reported with its reason."""
 from __future__ import annotations
 
-import ast
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from types import FunctionType
@@ -72,21 +70,6 @@ def fuse(**options: Any) -> Arm:
 
 
 given: dict[str, Any] = {}     # fuse's options from the command line (--option NAME=VALUE)
-
-
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE, the value in Python's spelling or a bare word. ValueError without an equals sign."""
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--option expects NAME=VALUE, not {text!r}")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value
-    return options
-
 
 COMPILED: dict[str, Arm] = {"eager": eager, "inductor": inductor}
 FUSE: dict[str, Arm] = {"fuse": fuse()}

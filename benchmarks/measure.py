@@ -5,7 +5,6 @@ import gc
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -39,12 +38,6 @@ def interleaved(steps: Mapping[str, Step], repeat: int, device: str) -> dict[str
         for arm, step in steps.items():
             samples[arm].append(seconds(step, device) * 1e3)
     return samples
-
-
-def quantiles(samples: list[float]) -> dict[str, float]:
-    """The median and the 20th and 80th percentiles."""
-    low, high = (statistics.quantiles(samples, n=5)[k] for k in (0, 3)) if len(samples) > 1 else (samples[0],) * 2
-    return {"median_ms": round(statistics.median(samples), 2), "p20_ms": round(low, 2), "p80_ms": round(high, 2)}
 
 
 def peak_above(step: Step, reset: Callable[[], object], device: str) -> float:

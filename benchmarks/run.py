@@ -117,7 +117,7 @@ def default_out() -> Path:
 
 def settings(a: argparse.Namespace) -> Any:
     from benchmarks import harness, worker
-    from benchmarks.arms import parse_options
+    from fuse.options import parse_options
 
     options = parse_options(a.option)
     if a.dry_run:

@@ -212,6 +212,17 @@ def checked(parser: argparse.ArgumentParser, options: argparse.Namespace, sizes:
     return options
 
 
+def parsed_or_quick(parser: argparse.ArgumentParser, sizes: dict[str, int], quick: dict[str, int], arguments: list[str] | None,
+                    dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> argparse.Namespace:
+    """The options of a script that has a smoke test: --quick takes the place of sizes."""
+    parser.add_argument("--quick", action="store_true", help="a smoke test: tiny sizes, in which there is nothing to gain")
+    add_arguments(parser, sizes, dtypes)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        vars(options).update(quick)
+    return checked(parser, options, sizes)
+
+
 def settings(options: argparse.Namespace) -> dict[str, object]:
     """The options that decide the numbers, for a report."""
     return {name: value for name, value in vars(options).items() if name not in ("json", "worker")}

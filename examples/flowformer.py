@@ -30,9 +30,8 @@ try:
         CONSOLE,
         Batch,
         Result,
-        add_arguments,
-        checked,
         difference,
+        parsed_or_quick,
         print_results,
         run,
         run_in_fresh_process,
@@ -170,12 +169,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"steps": 6, "batch": 8, "pixels": 128, "seq": 512, "hidden": 64, "layers": 1}
     parser.add_argument("--tasks", type=task_names, default=list(TASKS), help="comma-separated (default: both)")
-    parser.add_argument("--quick", action="store_true", help="a smoke test: tiny sizes, in which there is nothing to gain")
-    add_arguments(parser, sizes)
-    options = parser.parse_args(arguments)
-    if options.quick:
-        vars(options).update(steps=3, batch=2, pixels=10, seq=24, hidden=32)
-    return checked(parser, options, sizes)
+    quick = {"steps": 3, "batch": 2, "pixels": 10, "seq": 24, "hidden": 32}
+    return parsed_or_quick(parser, sizes, quick, arguments)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ try:
     import torch
     import transformers
 
-    from arms import CONSOLE, Batch, Result, add_arguments, checked, conclude, run, run_in_fresh_process, train
+    from arms import CONSOLE, Batch, Result, conclude, parsed_or_quick, run, run_in_fresh_process, train
     from corpus import load_bytes
 except ImportError as error:
     sys.exit(f"{error}. The example needs more packages than fuse itself: pip install 'torch-fuse[demo]'.")
@@ -56,12 +56,8 @@ def train_arm(arm: str, options: argparse.Namespace) -> Result:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"steps": 6, "batch": 4, "seq": 256, "hidden": 128, "states": 16, "layers": 2}
-    parser.add_argument("--quick", action="store_true", help="a smoke test: tiny sizes, in which there is nothing to gain")
-    add_arguments(parser, sizes, dtypes=("float32",))
-    options = parser.parse_args(arguments)
-    if options.quick:
-        vars(options).update(steps=3, batch=2, seq=12, hidden=16, states=4, layers=1)
-    return checked(parser, options, sizes)
+    quick = {"steps": 3, "batch": 2, "seq": 12, "hidden": 16, "states": 4, "layers": 1}
+    return parsed_or_quick(parser, sizes, quick, arguments, ("float32",))
 
 
 def compare(options: argparse.Namespace) -> int:

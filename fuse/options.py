@@ -5,9 +5,10 @@ options are not fuse's: only `mode` is understood, and means what it means for I
 """
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,21 @@ DEFAULT_MIN_VIRTUAL_BYTES = 8 << 20     # measured on a CPU: below, the calls co
 
 class OptionError(ValueError):
     """An option that does not exist or a value it cannot take; the message names those it can."""
+
+
+def parse_options(texts: Iterable[str]) -> dict[str, Any]:
+    """Options from a command line's NAME=VALUE, the value in Python's spelling or a bare word. OptionError without an equals
+    sign; whether the options exist, `Options.parse` says."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OptionError(f"--option expects NAME=VALUE, got {text!r}")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 @dataclass(frozen=True)

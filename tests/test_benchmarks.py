@@ -16,13 +16,14 @@ import torch
 
 from benchmarks import floor, harness, plots, records, report, worker
 from benchmarks import run as command
-from benchmarks.arms import Absent, copied, parse_options, peer
+from benchmarks.arms import Absent, copied, peer
 from benchmarks.cases import SCALES, Case, Function, Suite, Task, arguments, tasks
 from benchmarks.floor import Rates, Work
 from benchmarks.records import COLUMNS, KEY
 from benchmarks.suites import SUITES
 from benchmarks.suites import models as whole_models
 from fuse.ir.text import parse_program
+from fuse.options import parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import importlib
 import importlib.util
@@ -68,20 +67,11 @@ def add_program(parser: argparse.ArgumentParser, *, optional: bool = False) -> N
 
 def options_of(parsed: argparse.Namespace) -> dict[str, Any]:
     """The backend's options; UsageError for one that does not exist."""
-    from fuse.options import OptionError, Options
+    from fuse.options import OptionError, Options, parse_options
 
-    options: dict[str, Any] = {}
-    for text in parsed.option:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--option expects NAME=VALUE, got {text!r}")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
     given = {name: getattr(parsed, name, None) for name in ("target", "fuel", "arch")}
-    options |= {name: value for name, value in given.items() if value is not None}
     try:
+        options = parse_options(parsed.option) | {name: value for name, value in given.items() if value is not None}
         Options.parse(options)
     except OptionError as error:
         raise UsageError(str(error)) from None

@@ -23,6 +23,7 @@ from fuse.frontend.index import Linear
 from fuse.frontend.recurrence import Loop, one_step, rolled
 from fuse.frontend.repeats import SHORTEST, uncollected
 from fuse.frontend.scope import Scope
+from fuse.frontend.shadow import Shadow
 from fuse.frontend.steps import Mismatch, Steps, reads_back
 from fuse.frontend.symbols import shape_of
 from fuse.frontend.unrolled import Unrolled
@@ -109,8 +110,13 @@ class Finder:
     """The loops of one graph."""
 
     def __init__(self, scope: Scope, writes: list[fx.Node]):
-        self.scope, self.position, self.shadow = scope, scope.position, scope.shadow
+        self.scope, self.position = scope, scope.position
         self.fills = self._fills(writes)
+
+    @property
+    def shadow(self) -> Shadow:
+        """Made when a loop is in sight: a graph without one pays nothing for it."""
+        return self.scope.shadow
 
     def run(self, stacks: list[fx.Node]) -> tuple[list[Candidate], list[Miss]]:
         groups: list[tuple[Steps, list[tuple[Collector, Any]]]] = []
