@@ -7,7 +7,7 @@
     clip           every row's partner among all columns and every column's among all rows (arXiv 2103.00020)
 
 Forward and backward. Times are taken in one process with the arms in turns: read the ratios, each the median over steps of
-the arm's time over Inductor's just before it. Peak memory is taken in a fresh process per arm, as in head.py.
+the arm's time over Inductor's just before it. Peak memory is taken in a fresh process per arm.
 """
 from __future__ import annotations
 
