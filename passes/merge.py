@@ -112,12 +112,18 @@ def _fits(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf], note: Callable[[
 
 
 def _shares(leaf: Leaf, group: Group) -> Member | None:
-    """dW beside dX: the same anchor with stream and grid exchanged, needing nothing the region computes."""
+    """dW and db beside dX: the same anchor with stream and grid exchanged, needing nothing the region computes."""
     common = set(leaf.grid) & set(group.grid)
     exchanged = set(leaf.streams) == set(group.grid) - common and set(leaf.grid) - common == set(group.streams)
-    if not exchanged or not leaf.dot or not all(m.leaf.dot for m in group.members) or not common <= _batch(leaf.body):
+    plain = _exchangeable(leaf) and all(_exchangeable(m.leaf) and m.separated is None for m in group.members)
+    if not exchanged or not plain or not common <= _batch(leaf.body):
         return None
     return None if any(group.member(n) for n in leaf.needs) else Member(leaf, 0, leaf.streams)
+
+
+def _exchangeable(leaf: Leaf) -> bool:
+    """A sum is the same whichever of its anchor's axes is walked."""
+    return leaf.kind is Kind.SUM and not leaf.given
 
 
 def _batch(body: Expr) -> set[Axis]:
@@ -130,7 +136,7 @@ def _streams_first(rest: list[Leaf], groups: list[Group]) -> list[Leaf]:
     """Dots along the forward's own stream found a shared sweep; the exchanged ones join it."""
     streams = [set(g.streams) for g in groups]
     needed = {n for leaf in rest for n in leaf.needs}
-    later = [leaf for leaf in rest if leaf.dot and leaf not in needed and set(leaf.streams) not in streams]
+    later = [leaf for leaf in rest if _exchangeable(leaf) and leaf not in needed and set(leaf.streams) not in streams]
     return [leaf for leaf in rest if leaf not in later] + later
 
 
@@ -175,7 +181,7 @@ def _reads(values: set[Expr], table: Mapping[Expr, Leaf]) -> Callable[[Expr], bo
 def _slab(rest: list[Leaf], groups: list[Group], table: Mapping[Expr, Leaf], shared_sweep: bool) -> bool:
     """All gradient dots join one forward region one level up, or none does."""
     pending = [leaf for leaf in rest if not any(g.member(leaf) for g in groups)]
-    if not pending or not shared_sweep or any(leaf.cotangent or not leaf.dot for leaf in pending):
+    if not pending or not shared_sweep or any(leaf.cotangent or not _exchangeable(leaf) for leaf in pending):
         return False
     if any(not leaf.all_needs().isdisjoint(pending) for leaf in pending):
         return False

@@ -270,8 +270,8 @@ class Emitter:
             fills, emits = maps.pop((*dims, *over), Maps([], [])) if self.rides(dims, over) else Maps([], [])
             mine = tuple(w for w in weighted.values() if w.update.relative in {u.state for u in members})
             folds.append((dims, over, Fold(tuple(members), mine, tuple(fills), tuple(emits), frozenset(shared))))
-        folds += [(dims, (), Fold((), (), tuple(fills), tuple(emits))) for dims, (fills, emits) in maps.items()]
-        return folds, [(u, weighted.get(u.state)) for u in products]
+        apart = [(dims, (), Fold((), (), tuple(fills), tuple(emits))) for dims, (fills, emits) in maps.items()]
+        return [*apart, *folds], [(u, weighted.get(u.state)) for u in products]
 
     def rides(self, dims: Dims, over: Dims) -> bool:
         """Whether maps may share the nest of a fold."""

@@ -20,7 +20,7 @@ from fuse.codegen.lower import lower
 from fuse.codegen.roles import number_axes
 from fuse.codegen.tile import State, TileProgram
 from fuse.codegen.walk import lanes, walks
-from fuse.ir.expr import Axis
+from fuse.ir.expr import Axis, topological
 from fuse.ir.program import Kind, Region
 from fuse.ir.size import Size, product
 from fuse.reasons import Refused
@@ -90,14 +90,25 @@ def exchanged(region: Region) -> Region:
 
 
 def turned(region: Region, hints: Mapping[str, int]) -> bool:
-    """Whether to exchange stream and grid: what is summed over the grid accumulates in memory, so it should be the smaller."""
+    """Whether to exchange stream and grid, where both are summed over: what a tile loads should be walked as it lies in
+    memory, and what is summed over the grid accumulates in memory, so it should be the smaller."""
     if region.emits or any(c.kind is not Kind.SUM or c.relative_to or c.level for c in region.carries):
         return False
 
     def held(reduced: set[Axis]) -> int:
         return sum(likely(product(a.extent for a in c.axes), hints) for c in region.carries if set(c.over) & reduced)
     now, then = held(set(region.grid)), held(set(region.streams))
-    return 0 < then < now
+    if not now or not then:
+        return False
+    across = strided(region)
+    return across if across != strided(exchanged(region)) else then < now
+
+
+def strided(region: Region) -> bool:
+    """Whether a load that has an element for each point of a tile lies in memory along the grid, not along the stream."""
+    streams, grid = set(region.streams), set(region.grid)
+    loads = [e for e in topological(region.bodies) if e.op == "read" and streams & set(e.axes) and grid & set(e.axes)]
+    return any(grid & set(e.args[-1].axes) and not streams & set(e.args[-1].axes) for e in loads)
 
 
 def staged_program(region: Region) -> TileProgram | None:

@@ -150,62 +150,6 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           const Mat<float> m9_col_i2 = matrix<float>(l5, w5_col, w5_i2, int64_t(nc), int64_t(n2), m9_col_i2_copy, inner);
           gemm(blas, int64_t(nr), int64_t(nc), int64_t(n2), m0_row_i2, turned(m9_col_i2), 0, t10, C);
 #pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int first = 0; first < nc; first += WIDE) {
-            const int n = int(nc) - first < WIDE ? int(nc) - first : WIDE;
-            float h_c2[WIDE]; fill(h_c2, float(0));
-            double a_c2[WIDE]; fill(a_c2, double(0));
-            for (int r0 = 0; r0 < nr; r0 += BLOCK) {
-              for (int r = r0; r < nr && r < r0 + BLOCK; ++r) {
-                const float* q_t10 = t10 + r * C + first;
-                const float v1 = l1[w1_row(r)];
-                const float v2 = l2[w2_row(r)];
-                const int64_t v3 = l3[w3_row(r)];
-                const int32_t d3 = near_(v3 - (col0 + first));
-                const float v6 = l4[w4_row(r)];
-                apart(n, [&](int c, int k) EACH {
-                  const float v10 = q_t10[c];
-                  const float v11 = (v10 - v1);
-                  const float v12 = exp_(v11);
-                  const float v13 = (v12 * v2);
-                  const bool v15 = (c == d3);
-                  const float v16 = select_(v15, 1.0f, 0.0f);
-                  const float v17 = (v13 - v16);
-                  const float v18 = (v17 * v6);
-                  h_c2[k] += v18;
-                });
-              }
-              flush(a_c2, h_c2);
-            }
-            for (int k = 0; k < n; ++k) {
-              c2[col0 + (first + k)] += a_c2[k];
-            }
-          }
-          for (int r = 0; r < nr; ++r) {
-            const float v1 = l1[w1_row(r)];
-            const float v2 = l2[w2_row(r)];
-            const int64_t v3 = l3[w3_row(r)];
-            const float v6 = l4[w4_row(r)];
-            for (int first = 0; first < nc; first += CHUNK) {
-              const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
-              float h_c3[LANES]; fill(h_c3, float(0));
-              const float* q_t10 = t10 + r * C + first;
-              const int32_t d3 = near_(v3 - (col0 + first));
-              strips(n, [&](int c, int k) EACH {
-                const float v10 = q_t10[c];
-                const float v11 = (v10 - v1);
-                const float v12 = exp_(v11);
-                const float v13 = (v12 * v2);
-                const bool v15 = (c == d3);
-                const float v16 = select_(v15, 1.0f, 0.0f);
-                const float v17 = (v13 - v16);
-                const float v18 = (v17 * v6);
-                const float v19 = (v18 * v18);
-                h_c3[k] += v19;
-              });
-              c3[0] += sum_of<double>(h_c3);
-            }
-          }
-#pragma omp parallel for num_threads(inner) if (inner > 1)
           for (int r = 0; r < nr; ++r) {
             const float v1 = l1[w1_row(r)];
             const float v2 = l2[w2_row(r)];
@@ -227,6 +171,38 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                 const float v18 = (v17 * v6);
                 o_t18[c] = v18;
               });
+            }
+          }
+#pragma omp parallel for num_threads(inner) if (inner > 1)
+          for (int first = 0; first < nc; first += WIDE) {
+            const int n = int(nc) - first < WIDE ? int(nc) - first : WIDE;
+            float h_c2[WIDE]; fill(h_c2, float(0));
+            double a_c2[WIDE]; fill(a_c2, double(0));
+            for (int r0 = 0; r0 < nr; r0 += BLOCK) {
+              for (int r = r0; r < nr && r < r0 + BLOCK; ++r) {
+                const float* q_t18 = t18 + r * C + first;
+                apart(n, [&](int c, int k) EACH {
+                  const float v18 = q_t18[c];
+                  h_c2[k] += v18;
+                });
+              }
+              flush(a_c2, h_c2);
+            }
+            for (int k = 0; k < n; ++k) {
+              c2[col0 + (first + k)] += a_c2[k];
+            }
+          }
+          for (int r = 0; r < nr; ++r) {
+            for (int first = 0; first < nc; first += CHUNK) {
+              const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
+              float h_c3[LANES]; fill(h_c3, float(0));
+              const float* q_t18 = t18 + r * C + first;
+              strips(n, [&](int c, int k) EACH {
+                const float v18 = q_t18[c];
+                const float v19 = (v18 * v18);
+                h_c3[k] += v19;
+              });
+              c3[0] += sum_of<double>(h_c3);
             }
           }
           if (significant(Mat<float>{t18, C, false}, int64_t(nr), int64_t(nc), t8, 0, which18, kept18, inner)) {

@@ -133,62 +133,6 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
           const Mat<float> m9_col_i2 = matrix<float>(l5, w5_col, w5_i2, int64_t(nc), int64_t(n2), m9_col_i2_copy, inner);
           gemm(blas, int64_t(nr), int64_t(nc), int64_t(n2), m1_row_i2, turned(m9_col_i2), 0, t10, C);
 #pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int first = 0; first < nc; first += WIDE) {
-            const int n = int(nc) - first < WIDE ? int(nc) - first : WIDE;
-            float h_c2[WIDE]; fill(h_c2, float(0));
-            double a_c2[WIDE]; fill(a_c2, double(0));
-            for (int r0 = 0; r0 < nr; r0 += BLOCK) {
-              for (int r = r0; r < nr && r < r0 + BLOCK; ++r) {
-                const float* q_t10 = t10 + r * C + first;
-                const float v2 = l1[w1_row(r)];
-                const float v3 = l2[w2_row(r)];
-                const int64_t v4 = l3[w3_row(r)];
-                const int32_t d4 = near_(v4 - (col0 + first));
-                const float v7 = l4[w4_row(r)];
-                apart(n, [&](int c, int k) EACH {
-                  const float v10 = q_t10[c];
-                  const float v11 = (v10 - v2);
-                  const float v12 = exp_(v11);
-                  const float v13 = (v12 * v3);
-                  const bool v15 = (c == d4);
-                  const float v16 = select_(v15, 1.0f, 0.0f);
-                  const float v17 = (v13 - v16);
-                  const float v18 = (v17 * v7);
-                  h_c2[k] += v18;
-                });
-              }
-              flush(a_c2, h_c2);
-            }
-            for (int k = 0; k < n; ++k) {
-              c2[col0 + (first + k)] += a_c2[k];
-            }
-          }
-          for (int r = 0; r < nr; ++r) {
-            const float v2 = l1[w1_row(r)];
-            const float v3 = l2[w2_row(r)];
-            const int64_t v4 = l3[w3_row(r)];
-            const float v7 = l4[w4_row(r)];
-            for (int first = 0; first < nc; first += CHUNK) {
-              const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
-              float h_c3[LANES]; fill(h_c3, float(0));
-              const float* q_t10 = t10 + r * C + first;
-              const int32_t d4 = near_(v4 - (col0 + first));
-              strips(n, [&](int c, int k) EACH {
-                const float v10 = q_t10[c];
-                const float v11 = (v10 - v2);
-                const float v12 = exp_(v11);
-                const float v13 = (v12 * v3);
-                const bool v15 = (c == d4);
-                const float v16 = select_(v15, 1.0f, 0.0f);
-                const float v17 = (v13 - v16);
-                const float v18 = (v17 * v7);
-                const float v19 = (v18 * v18);
-                h_c3[k] += v19;
-              });
-              c3[0] += sum_of<double>(h_c3);
-            }
-          }
-#pragma omp parallel for num_threads(inner) if (inner > 1)
           for (int r = 0; r < nr; ++r) {
             const float v2 = l1[w1_row(r)];
             const float v3 = l2[w2_row(r)];
@@ -210,6 +154,38 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
                 const float v18 = (v17 * v7);
                 o_t18[c] = v18;
               });
+            }
+          }
+#pragma omp parallel for num_threads(inner) if (inner > 1)
+          for (int first = 0; first < nc; first += WIDE) {
+            const int n = int(nc) - first < WIDE ? int(nc) - first : WIDE;
+            float h_c2[WIDE]; fill(h_c2, float(0));
+            double a_c2[WIDE]; fill(a_c2, double(0));
+            for (int r0 = 0; r0 < nr; r0 += BLOCK) {
+              for (int r = r0; r < nr && r < r0 + BLOCK; ++r) {
+                const float* q_t18 = t18 + r * C + first;
+                apart(n, [&](int c, int k) EACH {
+                  const float v18 = q_t18[c];
+                  h_c2[k] += v18;
+                });
+              }
+              flush(a_c2, h_c2);
+            }
+            for (int k = 0; k < n; ++k) {
+              c2[col0 + (first + k)] += a_c2[k];
+            }
+          }
+          for (int r = 0; r < nr; ++r) {
+            for (int first = 0; first < nc; first += CHUNK) {
+              const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
+              float h_c3[LANES]; fill(h_c3, float(0));
+              const float* q_t18 = t18 + r * C + first;
+              strips(n, [&](int c, int k) EACH {
+                const float v18 = q_t18[c];
+                const float v19 = (v18 * v18);
+                h_c3[k] += v19;
+              });
+              c3[0] += sum_of<double>(h_c3);
             }
           }
           gemm(blas, int64_t(nr), int64_t(n2), int64_t(nc), Mat<float>{t18, C, false}, m9_col_i2, 1, c0, n2);

@@ -179,28 +179,6 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
             }
           }
 #pragma omp parallel for num_threads(inner) if (inner > 1)
-          for (int first = 0; first < n3; first += WIDE) {
-            const int n = int(n3) - first < WIDE ? int(n3) - first : WIDE;
-            float h_c1[WIDE]; fill(h_c1, float(0));
-            double a_c1[WIDE]; fill(a_c1, double(0));
-            for (int j0 = 0; j0 < nc; j0 += BLOCK) {
-              for (int j = j0; j < nc && j < j0 + BLOCK; ++j) {
-                const float* q_t6 = t6 + j * n3 + first;
-                const float v7 = t7[j];
-                const auto i7 = inverse(v7);
-                apart(n, [&](int c, int k) EACH {
-                  const float v6 = q_t6[c];
-                  const float v8 = over(v6, i7);
-                  h_c1[k] += v8;
-                });
-              }
-              flush(a_c1, h_c1);
-            }
-            for (int k = 0; k < n; ++k) {
-              c1[(first + k)] += a_c1[k];
-            }
-          }
-#pragma omp parallel for num_threads(inner) if (inner > 1)
           for (int j = 0; j < nc; ++j) {
             const float v9 = t9[j];
             for (int first = 0; first < n3; first += CHUNK) {
@@ -229,6 +207,28 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               y4_to[c] = v7;
             });
             if (y4_to == y4_line) put(y4 + i0 * y4_i0 + i1 * y4_i1, from(wy4_col, first), n, y4_to);
+          }
+#pragma omp parallel for num_threads(inner) if (inner > 1)
+          for (int first = 0; first < n3; first += WIDE) {
+            const int n = int(n3) - first < WIDE ? int(n3) - first : WIDE;
+            float h_c1[WIDE]; fill(h_c1, float(0));
+            double a_c1[WIDE]; fill(a_c1, double(0));
+            for (int j0 = 0; j0 < nc; j0 += BLOCK) {
+              for (int j = j0; j < nc && j < j0 + BLOCK; ++j) {
+                const float* q_t6 = t6 + j * n3 + first;
+                const float v7 = t7[j];
+                const auto i7 = inverse(v7);
+                apart(n, [&](int c, int k) EACH {
+                  const float v6 = q_t6[c];
+                  const float v8 = over(v6, i7);
+                  h_c1[k] += v8;
+                });
+              }
+              flush(a_c1, h_c1);
+            }
+            for (int k = 0; k < n; ++k) {
+              c1[(first + k)] += a_c1[k];
+            }
           }
           const Mat<float> m11_col_i4 = matrix<float>(l2, w2_col, w2_i4, int64_t(nc), int64_t(n4), m11_col_i4_copy, inner);
           gemm(blas, int64_t(n3), int64_t(n4), int64_t(nc), turned(Mat<float>{t10, n3, false}), m11_col_i4, 1, c2, n4);
