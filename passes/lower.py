@@ -47,7 +47,7 @@ class Lowering:
         self._count = 0
 
     def laid_out(self, value: Expr) -> tuple[Axis, ...]:
-        """The axes of an emitted value in the order of the output it is, else its own."""
+        """The axes of a value in the order of the output that it is, else its own."""
         return self.layout.get(value, value.axes)
 
     def run(self) -> Program:
@@ -77,7 +77,7 @@ class Lowering:
             width = set(leaf.value.axes) - {*group.grid, *group.streams}
             scale = scale_of(body, width, allowed.rows, self.program.cotangents)
         assert leaf.kind is not None
-        return Carry(self._name(), leaf.kind, inside.lower(body), member.over, leaf.value.axes, level=member.level,
+        return Carry(self._name(), leaf.kind, inside.lower(body), member.over, self.laid_out(leaf.value), level=member.level,
                      storage=self.storage.get(leaf.value), eps=None if scale is None or allowed is None else allowed.eps,
                      scale=None if scale is None else inside.lower(scale))
 
@@ -215,11 +215,12 @@ def _storage(program: Program, home: Mapping[Expr, object]) -> dict[Expr, str]:
 
 
 def _layouts(program: Program) -> dict[Expr, tuple[Axis, ...]]:
-    """For values that are an output as they are, or a box of it: their axes in its order, so that storing them places them."""
+    """For values that are an output but for a factor, or a box of it: their axes in its order, so that storing them places them."""
     found: dict[Expr, tuple[Axis, ...]] = {}
     for output, term in ((o, t) for o in program.outputs for t in o.terms):
         place = box(term.index, output.buffer.shape)
         axes = tuple(a for digits, _ in place for a in digits) if place is not None else ()
-        if sorted(a.name for a in axes) == sorted(a.name for a in term.value.axes):
-            found.setdefault(term.value, axes)
+        for value in (term.value, *product_of(term.value).factors):
+            if sorted(a.name for a in axes) == sorted(a.name for a in value.axes):
+                found.setdefault(value, axes)
     return found

@@ -112,13 +112,16 @@ def _fits(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf], note: Callable[[
 
 
 def _shares(leaf: Leaf, group: Group) -> Member | None:
-    """dW and db beside dX: the same anchor with stream and grid exchanged, needing nothing the region computes."""
-    common = set(leaf.grid) & set(group.grid)
-    exchanged = set(leaf.streams) == set(group.grid) - common and set(leaf.grid) - common == set(group.streams)
+    """dW and db beside dX, or the gradient of a bias that a batch shares: a sum over other axes of the same anchor.
+
+    Stream and grid are exchanged but for a batch, or all that is summed over is a batch. It needs nothing the region computes.
+    """
     plain = _exchangeable(leaf) and all(_exchangeable(m.leaf) and m.separated is None for m in group.members)
-    if not exchanged or not plain or not common <= _batch(leaf.body):
+    if not plain or {*leaf.streams, *leaf.grid} != {*group.streams, *group.grid} or any(group.member(n) for n in leaf.needs):
         return None
-    return None if any(group.member(n) for n in leaf.needs) else Member(leaf, 0, leaf.streams)
+    batch, common = _batch(leaf.body), set(leaf.grid) & set(group.grid)
+    exchanged = set(group.streams) == set(leaf.grid) - common and common <= batch
+    return Member(leaf, 0, leaf.streams) if exchanged or batch.issuperset(leaf.streams) else None
 
 
 def _exchangeable(leaf: Leaf) -> bool:

@@ -19,6 +19,7 @@ from fuse.codegen.cpu.context import Array, Context, Work
 from fuse.codegen.cpu.folds import Fold, Weighted
 from fuse.codegen.cpu.frame import Frame, indented
 from fuse.codegen.cpu.lanes import Lanes
+from fuse.codegen.cpu.kernel import independent
 from fuse.codegen.cpu.nests import Nests, Sink
 from fuse.codegen.cpu.operands import Operands
 from fuse.codegen.cpu.rows import Rows
@@ -97,13 +98,13 @@ class Emitter:
             size = " * ".join([*map(self.ctx.extent, slot.axes), f"int64_t(sizeof({CTYPE[slot.dtype]}))"])
             top.add(f"large_pages({slot.name}, {size});")
         self.states.open_grid(top)
-        batches = " * ".join(map(self.ctx.extent, program.batch)) or "1"
+        batches = " * ".join(map(self.ctx.extent, independent(program))) or "1"
         top.add("const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;",
                 f"const int64_t tasks = {batches} * groups;")
         body = self.task()
         top.add("share_out(tasks, outer, [&](int64_t task, int64_t thread) {",
                 "  const Task mine(work + shared.bytes + thread * Task(nullptr, arg).bytes, arg);")
-        top.lines += indented(self.task_prologue() + body)
+        top.lines += indented(self.whole_task(body))
         top.add("});")
         self.states.close_grid(top)
         prologue = [f"{ctype}* const {name} = shared.{name};" for name, ctype, _ in self.ctx.shared.pieces]
@@ -111,13 +112,21 @@ class Emitter:
         top.lines[at:at] = prologue
         return top.lines
 
-    def task_prologue(self) -> list[str]:
+    def whole_task(self, body: list[str]) -> list[str]:
+        """The task, from its body: what it works with, its batch point, and a loop over those it has for itself."""
         lines = [f"{ctype}* const {name} = mine.{name};" for name, ctype, _ in self.ctx.task.pieces]
-        rest = "(task / groups)"
-        for k, axis in enumerate(self.program.batch):
-            later = " * ".join(map(self.ctx.extent, self.program.batch[k + 1:])) or "1"
-            lines.append(f"const int64_t {axis} = digit({rest}, {later}, {self.ctx.extent(axis)});")
-        return lines
+        shared = independent(self.program)
+        rest = tuple(a for a in self.program.batch if a not in shared)
+        lines += self.point(shared, "(task / groups)")
+        if not rest:
+            return lines + body
+        count = " * ".join(map(self.ctx.extent, rest))
+        inside = self.point(rest, "point") + body
+        return [*lines, f"for (int64_t point = 0; point < {count}; ++point) {{", *indented(inside), "}"]
+
+    def point(self, axes: tuple[str, ...], number: str) -> list[str]:
+        later = [" * ".join(map(self.ctx.extent, axes[k + 1:])) or "1" for k in range(len(axes))]
+        return [f"const int64_t {a} = digit({number}, {n}, {self.ctx.extent(a)});" for a, n in zip(axes, later, strict=True)]
 
     def task(self) -> list[str]:
         """The body of one task, without its first lines (they name what the body turns out to need)."""

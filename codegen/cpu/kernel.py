@@ -14,7 +14,7 @@ from fuse.codegen import Schedule
 from fuse.codegen.build import cpu_features
 from fuse.codegen.cpu.arguments import Launch, arguments
 from fuse.codegen.launch import shapes_of
-from fuse.codegen.tile import Affine, TileProgram
+from fuse.codegen.tile import Affine, State, TileProgram
 from fuse.ir.size import product
 
 NARROW = 2048           # columns
@@ -153,10 +153,19 @@ def even(n: int, most: int) -> int:
     return max(1, -(-n // -(-n // most))) if 0 < most < n else max(n, 1)
 
 
+def accumulators(program: TileProgram) -> list[State]:
+    """The states that several tiles or points add to. A walk has one of each for every tile of lanes."""
+    return [s for s in program.states if s.scope == "grid" and not program.scans]
+
+
+def independent(program: TileProgram) -> tuple[str, ...]:
+    """The batch axes at whose points nothing accumulates: threads may share these out; a thread visits the others in order."""
+    return tuple(a for a in program.batch if all(a in s.keeps for s in accumulators(program)))
+
+
 def modes(program: TileProgram) -> tuple[str, ...]:
     """Where threads may work: "grid" (row tiles), "batch" (batch points) or "inside" a tile; a state that accumulates over
     what is shared out would be written by two threads at once."""
-    shared = [s for s in program.states if s.scope == "grid" and not program.scans]
-    if any(len(s.keeps) < len(program.batch) for s in shared):
-        return ("inside",)
-    return ("batch", "inside") if shared else ("grid", "batch", "inside")
+    rows = all("row" in s.dims for s in accumulators(program))
+    points = not program.batch or bool(independent(program))
+    return (*(["grid"] if rows else []), *(["batch"] if points else []), "inside")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from fuse.codegen import Schedule
-from fuse.codegen.cpu.kernel import modes, native_bfloat16
+from fuse.codegen.cpu.kernel import independent, modes, native_bfloat16
 from fuse.codegen.cpu.walk import WalkEmitter
 from fuse.codegen.lower import lower
-from fuse.codegen.roles import number_axes
+from fuse.codegen.roles import number_axes, roles
 from fuse.codegen.tile import State, TileProgram
 from fuse.codegen.walk import lanes, walks
 from fuse.ir.expr import Axis, topological
@@ -83,10 +83,10 @@ def lane_of(region: Region, hints: Mapping[str, int]) -> Axis | None:
 
 
 def exchanged(region: Region) -> Region:
-    """The same sums with stream and grid exchanged; what no sum reduces stays in the grid."""
-    reduced = {a for c in region.carries for a in c.over}
-    batch = tuple(a for a in region.grid if a not in reduced)
-    return replace(region, streams=tuple(a for a in region.grid if a in reduced), grid=batch + region.streams)
+    """The same sums with stream and rows exchanged; batch axes and what no sum reduces stay in the grid."""
+    found, reduced = roles(region), {a for c in region.carries for a in c.over}
+    rows = tuple(a for a in region.grid if a in reduced and found.name[a.name] in found.row)
+    return replace(region, streams=rows, grid=tuple(a for a in region.grid if a not in rows) + region.streams)
 
 
 def turned(region: Region, hints: Mapping[str, int]) -> bool:
@@ -97,11 +97,12 @@ def turned(region: Region, hints: Mapping[str, int]) -> bool:
 
     def held(reduced: set[Axis]) -> int:
         return sum(likely(product(a.extent for a in c.axes), hints) for c in region.carries if set(c.over) & reduced)
-    now, then = held(set(region.grid)), held(set(region.streams))
+    other = exchanged(region)
+    now, then = held(set(other.streams)), held(set(region.streams))
     if not now or not then:
         return False
     across = strided(region)
-    return across if across != strided(exchanged(region)) else then < now
+    return across if across != strided(other) else then < now
 
 
 def strided(region: Region) -> bool:
@@ -124,7 +125,7 @@ def likely(size: Size, hints: Mapping[str, int]) -> int:
 
 def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Mapping[str, int]) -> Schedule:
     rows, cols = (likely(program.extent(d), hints) for d in ("row", "col"))
-    points = likely(product(program.axis(a).extent for a in program.batch), hints)
+    points = likely(product(program.axis(a).extent for a in independent(program)), hints)
     allowed, threads = modes(program), torch.get_num_threads()
     products = any(d.out.scope == "tile" for d in program.dots) or any(u.wide for level in program.levels for u in level.updates)
     bounded = any(level.skips for level in program.levels)
@@ -134,7 +135,7 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
         if products and not bounded and deep(program, hints) > SPREAD["row"]:
             each = -(-min(points * rows, AT_ONCE) // threads)
             tile = {"row": max(each, SPREAD["row"]), "col": INSIDE["col"]}
-    elif "batch" in allowed and program.batch and points >= threads:
+    elif "batch" in allowed and independent(program) and points >= threads:
         parallel, tile = "batch", dict(spread)
     else:
         parallel, tile = "inside", dict(INSIDE if products else PLAIN)
