@@ -84,7 +84,9 @@ def _place(leaf: Leaf, groups: list[Group], table: Mapping[Expr, Leaf], *, backw
         if member:
             group.add(member)
             return
-    groups.append(Group(leaf.streams, leaf.grid, backward, leaf.reverse, [Member(leaf, 0, leaf.streams)]))
+    streams = _across(leaf) if shared else leaf.streams
+    grid = leaf.grid if streams == leaf.streams else leaf.streams + tuple(a for a in leaf.grid if a not in streams)
+    groups.append(Group(streams, grid, backward, leaf.reverse, [Member(leaf, 0, leaf.streams)]))
 
 
 def _follows(leaf: Leaf, groups: list[Group], position: int) -> bool:
@@ -124,6 +126,17 @@ def _shares(leaf: Leaf, group: Group) -> Member | None:
     return Member(leaf, 0, leaf.streams) if exchanged or batch.issuperset(leaf.streams) else None
 
 
+def _across(leaf: Leaf) -> tuple[Axis, ...]:
+    """What to walk for a leaf of its own: if it sums over a batch alone, the columns of the products it adds up."""
+    batch = _batch(leaf.body)
+    rest = [a for a in leaf.grid if a not in batch]
+    if not _exchangeable(leaf) or not batch.issuperset(leaf.streams) or len(rest) < 2:
+        return leaf.streams
+    wide = [e for e in topological([leaf.body]) if set(e.axes).issuperset(rest)]
+    columns = min(wide, key=lambda e: e.op != "read").axes[-1]       # along a bias as it lies in memory
+    return (columns,) if columns in rest else leaf.streams
+
+
 def _exchangeable(leaf: Leaf) -> bool:
     """A sum is the same whichever of its anchor's axes is walked."""
     return leaf.kind is Kind.SUM and not leaf.given
@@ -131,8 +144,11 @@ def _exchangeable(leaf: Leaf) -> bool:
 
 def _batch(body: Expr) -> set[Axis]:
     """The axes along which some dot in `body` is one of many of the same shape: both its operands have them."""
-    dots = [product_of(e.args[0]).factors for e in topological([body]) if is_dot(e)]
-    return {a for factors in dots for a in factors[0].axes if all(a in f.axes for f in factors if len(f.axes) > 1)}
+    found = set[Axis]()
+    for dot in (e for e in topological([body]) if is_dot(e)):
+        operands = [set(f.axes) for f in product_of(dot.args[0]).factors if len(f.axes) > 1]
+        found |= set.intersection(*operands).difference(dot["axes"]) if operands else set()
+    return found
 
 
 def _streams_first(rest: list[Leaf], groups: list[Group]) -> list[Leaf]:

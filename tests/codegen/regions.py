@@ -261,6 +261,22 @@ def shared_bias(dtype: str) -> Region:
     ))
 
 
+def bias_of_heads(dtype: str) -> Region:
+    """A sum over one of two batch axes, beside sums over rows and columns."""
+    s = dot(value("q", dtype, b, h, i, d), value("k", dtype, b, h, j, d), d)
+    return Region("bias", (j,), (b, h, i), (
+        Carry("dbias", Kind.SUM, s, (b,), (h, i, j)),
+        Carry("dq", Kind.SUM, s * value("k", dtype, b, h, j, d), (j,), (b, h, i, d)),
+        Carry("dk", Kind.SUM, s * value("q", dtype, b, h, i, d), (i,), (b, h, j, d)),
+    ))
+
+
+def bias_of_rows(dtype: str) -> Region:
+    """Nothing accumulates over rows: they may be shared out."""
+    region = bias_of_heads(dtype)
+    return Region("bias", region.streams, region.grid, region.carries[:2])
+
+
 def contrast(dtype: str) -> Region:
     """Statistics of rows and of columns of the same scores."""
     s = dot(value("x", dtype, i, d), value("z", dtype, j, d), d) * 2.0
@@ -360,6 +376,8 @@ CASES = [
     Case("window", window, HEADS | dict(U=3)),
     Case("attention_backward", attention_backward, HEADS, fill=settled),
     Case("shared_bias", shared_bias, HEADS),
+    Case("bias_of_heads", bias_of_heads, HEADS),
+    Case("bias_of_rows", bias_of_rows, HEADS),
     Case("contrast", contrast, dict(I=11, J=13, D=4)),
     Case("cascade", cascade, HEADS),
     Case("state_of_products", state_of_products, HEADS),

@@ -70,7 +70,20 @@ def test_threads_go_where_no_sum_crosses_them(monkeypatch: pytest.MonkeyPatch) -
     assert parallel["statistics"] == parallel["row_gradient"] == parallel["attention"] == "grid"
     assert parallel["attention_backward"] == parallel["window"] == "batch"
     assert parallel["both_gradients"] == parallel["shared_bias"] == "inside"
+    assert parallel["bias_of_heads"] == "batch" and parallel["bias_of_rows"] == "grid"
+    assert chosen("bias_of_heads", LARGE | {"H": 3})[-1].parallel == "inside"      # heads alone are independent
     assert chosen("statistics", LARGE | {"B": 1, "T": 3})[0].parallel == "inside"
+
+
+def test_a_tile_walks_what_it_loads_as_it_lies_in_memory() -> None:
+    def gradients(x: Expr) -> Region:
+        return Region("r", (v,), (i,), (Carry("dx", Kind.SUM, x * value("w", "float32", v, d), (v,), (i, d)),
+                                        Carry("dw", Kind.SUM, x * value("h", "float32", i, d), (i,), (v, d))))
+    along, across = gradients(value("x", "float32", i, v)), gradients(value("x", "float32", v, i))
+    for sizes in ({"V": 100}, {"V": 10 ** 5}):
+        assert not choice.turned(along, LARGE | sizes) and choice.turned(across, LARGE | sizes)
+    computed = gradients(dot(value("h", "float32", i, d), value("w", "float32", v, d), d))
+    assert [choice.turned(computed, LARGE | {"V": n}) for n in (100, 10 ** 5)] == [False, True]
 
 
 @pytest.mark.parametrize(("width", "held"), [(Size.of(64), True), (Size.of(choice.UNROLLED), True), (Size.of(257), False),

@@ -1,6 +1,8 @@
 """How many regions and sweeps a loss takes, and what the backward is left with."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fuse.ir.expr import Axis, Buffer, const, dot, iota, lse, make, read, reduce_, sum_
@@ -9,7 +11,7 @@ from fuse.ir.program import Kind, Output, Program, Term
 from fuse.ir.size import Size
 from fuse.passes import Context, Plan, compile_program
 from fuse.passes.differentiate import LOCALLY_CONSTANT
-from tests.passes.builders import LABEL, SCORES, N, V, cross_entropy, log_softmax, pick, plan, softmax, sweeps
+from tests.passes.builders import LABEL, SCORES, SIZES, N, V, cross_entropy, log_softmax, pick, plan, program, softmax, sweeps
 
 P, LOGP, L = softmax(), log_softmax(), lse(SCORES, V)
 ENTROPY = -sum_(P * LOGP, V)
@@ -124,15 +126,18 @@ def test_what_a_float_may_depend_on_has_a_derivative():
         assert op.vjp or typed or name in LEAVES or name in LOCALLY_CONSTANT, name
 
 
-def attention(*batched: str) -> Plan:
-    """softmax(q k) v of which the operands named have a batch axis."""
+def attention(*batched: str, bias: bool = False, wrt: tuple[str, ...] = ("q", "k", "v"), **options: bool) -> Plan:
+    """softmax(q k [+ bias]) v of which the operands named have a batch axis."""
     b, i, j, d, e = (Axis(n, Size.of(k)) for n, k in (("b", 2), ("i", 7), ("j", 9), ("d", 4), ("e", 3)))
     named = {n: [b, *own] if n in batched else own for n, own in (("q", [i, d]), ("k", [j, d]), ("v", [j, e]))}
     q, k, v = (Buffer(n, "float32", tuple(a.extent for a in axes)) for n, axes in named.items())
     s = dot(read(q, *named["q"]), read(k, *named["k"]), d)
+    anchor, r = s, Buffer("r", "float32", (i.extent, j.extent))
+    s = s + read(r, i, j) if bias else s
     out = dot(make("exp_sub", s, lse(s, j)), read(v, *named["v"]), j)
     output = Output(Buffer("out", "float32", tuple(a.extent for a in (b, i, e))), (Term((iota(b), iota(i), iota(e)), out),))
-    return compile_program(Program((q, k, v), (output,), anchors=(s,)), Context(wrt=("q", "k", "v")))
+    inputs = (q, k, v, r) if bias else (q, k, v)
+    return compile_program(Program(inputs, (output,), anchors=(anchor,)), Context(wrt=wrt, **options))
 
 
 def test_gradients_of_a_batched_contraction_share_a_sweep():
@@ -143,3 +148,49 @@ def test_gradients_of_a_batched_contraction_share_a_sweep():
 def test_an_axis_of_one_operand_alone_is_no_batch():
     for region in attention("q", "v").backward.regions:
         assert not {"i", "j"} <= {a.name for c in region.carries for a in c.over if len(c.over) == 1}
+
+
+def over(region):
+    return sorted("".join(a.name for a in c.over) for c in region.carries)
+
+
+def test_the_gradient_of_a_bias_that_a_batch_shares_joins_the_others():
+    p = attention("q", "k", "v", bias=True, wrt=("q", "k", "v", "r"))
+    (region,) = p.backward.regions
+    assert over(region) == ["b", "i", "i", "j"]
+    (bias,) = [c for c in region.carries if [a.name for a in c.over] == ["b"]]
+    assert [a.name for a in bias.axes] == ["i", "j"]           # as it is returned
+
+
+def test_such_a_gradient_alone_walks_the_columns():
+    (region,) = attention("q", "k", "v", bias=True, wrt=("r",)).backward.regions
+    assert over(region) == ["b"] and [a.name for a in region.streams] == ["j"]
+
+
+def test_it_stays_apart_where_nothing_may_accumulate_over_the_grid():
+    for region in attention("q", "k", "v", bias=True, wrt=("q", "r"), shared_sweep=False).backward.regions:
+        assert {a for c in region.carries for a in c.over} == set(region.streams)
+
+
+def test_what_only_the_queries_have_is_no_batch_for_a_bias():
+    (region,) = [r for r in attention("q", bias=True, wrt=("q", "r")).backward.regions if over(r) == ["b"]]
+    assert [a.name for a in region.streams] == ["b"]
+
+
+def biased(slab: bool = True) -> Plan:
+    """A head with a bias."""
+    bias = Buffer("x3", "float32", (V.extent,))
+    s = SCORES + read(bias, V)
+    given = program(cross_entropy(s))
+    return compile_program(replace(given, inputs=(*given.inputs, bias)), Context(hints=SIZES, wrt=("x0", "x1", "x3"), slab=slab))
+
+
+def test_the_gradient_of_a_heads_bias_takes_no_sweep_of_its_own():
+    assert sweeps(biased().forward) == [2] and len(biased().handed_over) == 3
+    assert sweeps(biased(slab=False).backward) == [1]
+
+
+def test_a_statistic_of_columns_is_no_plain_sum():
+    """Of rows and of columns, each relative to its own maximum: two regions."""
+    p = plan(lse(SCORES, V), lse(SCORES, N), wrt=())
+    assert sweeps(p.forward) == [1, 1]
