@@ -176,7 +176,7 @@ def two_sided_clip() -> Case:
         return (F.cross_entropy(s, y) + F.cross_entropy(s.T, y)) / 2
 
     return Case(
-        program([a, b, t], {"loss": (loss, ())}, (dots,)), {"N": 17}, function, ("a", "b", "t"), 17 * 17, [1, 1], [1]
+        program([a, b, t], {"loss": (loss, ())}, (dots,)), {"N": 17}, function, ("a", "b", "t"), 17 * 17, [1, 2], []
     )
 
 
