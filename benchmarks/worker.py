@@ -156,7 +156,7 @@ def times(made: dict[str, Function], work: Work, repeat: int) -> dict[str, dict[
     for arm in made:
         columns = {"forward": [s[0] for s in alone[arm]], "backward": [s[1] for s in whole[arm]],
                    "both": [sum(s) for s in whole[arm]]}
-        rows[arm] = {mode: {**spread(samples), "n": repeat, "status": "ok"} for mode, samples in columns.items()}
+        rows[arm] = {mode: {**spread(samples), "n": len(samples), "status": "ok"} for mode, samples in columns.items()}
     return rows
 
 

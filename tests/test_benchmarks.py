@@ -359,7 +359,8 @@ def test_options_of_fuse_are_passed_on() -> None:
         parse_options(["schedule"])
 
 
-def test_a_step_by_step_clock_gives_a_lap_for_each_part() -> None:
+def test_a_step_by_step_clock_gives_a_lap_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import clock
     from benchmarks.clock import interleaved, laps
 
     order: list[str] = []
@@ -369,8 +370,24 @@ def test_a_step_by_step_clock_gives_a_lap_for_each_part() -> None:
         yield
         order.append(f"{name}'")
     assert len(laps(lambda: step("a"), "cpu")) == 2
+    monkeypatch.setattr(clock, "TURN", 0)
     found = interleaved({"b": lambda: step("b"), "c": lambda: step("c")}, 2, "cpu")
     assert order == ["a", "a'", *["b", "b'", "c", "c'"] * 2] and [len(s) for s in found["b"]] == [2, 2]
+
+
+def test_short_steps_are_called_again_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call of a turn, which pays for the arm before, does not count."""
+    from benchmarks import clock
+
+    def step(seconds: Iterator[float]) -> Any:
+        now[0] += next(seconds)
+        yield
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    first, long = iter([0.009, 0.007, 0.006] * 2), iter([0.5, 0.5])
+    found = clock.interleaved({"short": lambda: step(first), "long": lambda: step(long)}, 2, "cpu")
+    assert [[round(lap) for lap in laps] for laps in found["short"]] == [[7, 0], [6, 0]] * 2
+    assert len(found["long"]) == 2
 
 
 def test_the_gpu_is_asked_for_its_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
