@@ -101,7 +101,10 @@ def timed(job: Job) -> dict[str, Any]:
     """Arm -> mode -> row, and the floor's bytes and flops. Arms that cannot run have a status and a reason instead."""
     task = Task(**job["task"])
     suite = suite_of(task.suite)
-    work = Work.of(suite.cases[task.case], task)
+    try:
+        work = Work.of(suite.cases[task.case], task)
+    except shared.Absent as error:
+        return {"rows": {arm: excused(error) for arm in suite.arms_of(suite.cases[task.case], job["arms"])}, "work": {}}
     made, rows = ready(suite, work, job)
     before = gpu_state() if task.device == "cuda" else {}
     rows |= times(made, work, job["repeat"])

@@ -21,7 +21,7 @@ SKIPPED = {"site-packages", "dist-packages", "test", "lib2to3"}
 
 def load_tokens(vocabulary: int) -> np.ndarray:
     """The corpus as token ids in [0, vocabulary), int32. Tokenised once, then read from the cache."""
-    path = _cache_folder() / f"stdlib-py{sys.version_info.major}.{sys.version_info.minor}-bpe{vocabulary}.npy"
+    path = cache_folder() / f"stdlib-py{sys.version_info.major}.{sys.version_info.minor}-bpe{vocabulary}.npy"
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError):
@@ -80,7 +80,7 @@ def _prose(library: Path) -> Iterator[str]:
         yield "\n".join(comments) + "\n\n"
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fuse-demo"
 
 

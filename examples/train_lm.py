@@ -28,10 +28,10 @@ except ImportError as error:
 VOCABULARY = 32_000
 
 
-def build_model(options: argparse.Namespace) -> torch.nn.Module:
+def build_model(options: argparse.Namespace, vocabulary: int = VOCABULARY) -> torch.nn.Module:
     transformers.logging.set_verbosity_error()
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=options.hidden,
         intermediate_size=options.hidden * 8 // 3,
         num_hidden_layers=options.layers,
@@ -43,9 +43,8 @@ def build_model(options: argparse.Namespace) -> torch.nn.Module:
     return model.to(options.device, getattr(torch, options.dtype)).train()
 
 
-def batches(options: argparse.Namespace) -> Iterator[torch.Tensor]:
+def batches(options: argparse.Namespace, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
     """[batch, seq] windows of the corpus, at the same places for every arm."""
-    tokens = torch.from_numpy(load_tokens(VOCABULARY)).long()
     places = torch.Generator().manual_seed(1)
     for _ in range(options.steps):
         starts = torch.randint(len(tokens) - options.seq, (options.batch,), generator=places)
@@ -70,7 +69,8 @@ def step() -> tuple[Callable[[torch.Tensor], torch.Tensor], tuple[torch.Tensor]]
 def train_arm(arm: str, options: argparse.Namespace) -> Result:
     torch.manual_seed(0)
     model = build_model(options)
-    return train(arm, loss_function(model), model.parameters(), ((x,) for x in batches(options)), options)
+    tokens = torch.from_numpy(load_tokens(VOCABULARY)).long()
+    return train(arm, loss_function(model), model.parameters(), ((x,) for x in batches(options, tokens)), options)
 
 
 def compare(options: argparse.Namespace) -> int:

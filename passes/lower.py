@@ -215,7 +215,7 @@ def _storage(program: Program, home: Mapping[Expr, object]) -> dict[Expr, str]:
 
 
 def _layouts(program: Program) -> dict[Expr, tuple[Axis, ...]]:
-    """For values that are an output but for a factor, or a box of it: their axes in its order, so that storing them places them."""
+    """For values that are an output but for a factor, or a box of it: their axes in its order: storing them places them."""
     found: dict[Expr, tuple[Axis, ...]] = {}
     for output, term in ((o, t) for o in program.outputs for t in o.terms):
         place = box(term.index, output.buffer.shape)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.arms import COMPILED, FUSE, Absent, auto_chunker, fuse, peer
 from benchmarks.cases import Case, Function, Sizes, Suite
+from benchmarks.suites import losses, trained
 
 
 def head(h: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -62,6 +63,10 @@ SUITE = Suite(
         "peaked": Case("peaked", "the same with one likely word in each row, as late in training", head,
                        partial(inputs, peaked=11.0), SIZES, exact=exact, dtypes=DTYPES,
                        arms=("eager", "inductor", "cut_cross_entropy", "fuse", "fuse-filter")),
+        "trained": Case("trained", "the same of a small Llama after some steps of training on text", head, trained.inputs,
+                        trained.SIZES, exact=exact, dtypes=DTYPES,
+                        arms=("eager", "inductor", "cut_cross_entropy", "fuse", "fuse-filter")),
+        **losses.CASES,
     },
     arms={**COMPILED, "auto_chunker": auto_chunker, "linear_cross_entropy": linear_cross_entropy,
           "liger": peer("liger_kernel", liger), "cut_cross_entropy": peer("cut_cross_entropy", cut_cross_entropy), **FUSE,

@@ -18,8 +18,8 @@ from fuse.codegen.cpu.arguments import arguments
 from fuse.codegen.cpu.context import Array, Context, Work
 from fuse.codegen.cpu.folds import Fold, Weighted
 from fuse.codegen.cpu.frame import Frame, indented
-from fuse.codegen.cpu.lanes import Lanes
 from fuse.codegen.cpu.kernel import independent
+from fuse.codegen.cpu.lanes import Lanes
 from fuse.codegen.cpu.nests import Nests, Sink
 from fuse.codegen.cpu.operands import Operands
 from fuse.codegen.cpu.rows import Rows
