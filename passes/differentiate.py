@@ -2,6 +2,8 @@
 
     out = f(X)   ->   grad.X = sum over reads X[idx] of  (cotangent of that read), placed at idx
 
+The gradients are linear in the cotangents: those of a single scalar are found for the cotangent 1 and scaled at the end.
+
 An axis the cotangent has and the argument lacks was broadcast: it is summed away, by name. Gradients of low-precision
 inputs are kept in the compute dtype and rounded once, when they are stored.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from fuse.ir.expr import COMPLEXES, FLOATS, Buffer, Expr, IRError, cast, make, sum_, topological
+from fuse.ir.expr import COMPLEXES, FLOATS, Buffer, Expr, IRError, cast, const, make, sum_, topological
 from fuse.ir.ops import OPS
 from fuse.ir.program import Output, Program, Term
 
@@ -28,21 +30,19 @@ def differentiate(program: Program, wrt: Collection[str]) -> Program:
     """
     active = _active(program, wrt)
     cotangents: dict[Expr, Expr] = {}
-    seeds: list[Buffer] = []
-    for out in program.outputs:
-        if out.buffer.dtype not in FLOATS + COMPLEXES or not any(t.value in active for t in out.terms):
-            continue
-        seed = Buffer(f"ct.{out.buffer.name}", out.buffer.dtype, out.buffer.shape)
-        seeds.append(seed)
+    smooth = [o for o in program.outputs if o.buffer.dtype in FLOATS + COMPLEXES and any(t.value in active for t in o.terms)]
+    seeds = [Buffer(f"ct.{o.buffer.name}", o.buffer.dtype, o.buffer.shape) for o in smooth]
+    alone = len(seeds) == 1 and not seeds[0].shape
+    for out, seed in zip(smooth, seeds, strict=True):
         for term in out.terms:
-            value = make("read", *term.index, buffer=seed)
-            _add(cotangents, term.value, cast(value, compute_dtype(seed.dtype)), active)
+            value = cast(make("read", *term.index, buffer=seed), compute_dtype(seed.dtype))
+            _add(cotangents, term.value, const(1, value.dtype) if alone else value, active)
     gradients: dict[str, list[Term]] = {name: [] for name in wrt}
     for node in reversed(topological(active)):
         if node not in active or node not in cotangents:
             continue
         if node.op == "read":
-            gradients[node["buffer"].name].append(Term(node.args, cotangents[node]))
+            gradients[node["buffer"].name].append(Term(node.args, value * cotangents[node] if alone else cotangents[node]))
         else:
             _propagate(node, cotangents, active)
     inputs = {b.name: b for b in program.inputs}

@@ -3,8 +3,8 @@
 In dependency order, a leaf joins the earliest region of the same phase, streams and grid that
   - computes nothing the leaf needs (they are independent), or
   - computes statistics the leaf needs and the leaf is separable in them (see separate.py), or
-  - holds the same row: under the slab schedule a gradient that depends, up to one common factor, on its own row's
-    statistics alone joins the forward region one level up and is swept from the staged rows.
+  - holds the same row: under the slab schedule a sum that depends on its own row's statistics alone, and a gradient that
+    does so up to one common factor, joins the forward region one level up and is swept from the staged rows.
 Two dots over the two axes of one anchor (both gradients of a contraction) may share the recomputed tile: the second is
 accumulated `over` the grid. Axes that both keep, and both operands of the contraction have, are a batch of such regions.
 """
@@ -60,6 +60,8 @@ def merge(leaves: list[Leaf], *, slab: bool, shared_sweep: bool,
     forward = [leaf for leaf in leaves if leaf.forward]
     for leaf in forward:
         _place(leaf, groups, table, backward=False, shared=False, note=note)
+    if slab:
+        _climb(groups, table)
     rest = [leaf for leaf in leaves if not leaf.forward]
     for leaf in rest:
         if not leaf.dot:
@@ -210,6 +212,21 @@ def _slab(rest: list[Leaf], groups: list[Group], table: Mapping[Expr, Leaf], sha
             group.members += [m for m in members if m]
             return True
     return False
+
+
+def _climb(groups: list[Group], table: Mapping[Expr, Leaf]) -> None:
+    """A group that waits for the statistics of its own rows in another is the next level there: the rows are still at hand."""
+    for later in list(groups):
+        if any(m.separated is not None or m.leaf.kind is not Kind.SUM for m in later.members):
+            continue
+        for i, group in enumerate(groups[:groups.index(later)]):
+            if (set(later.streams), set(later.grid)) != (set(group.streams), set(group.grid)):
+                continue
+            members = [_staged(m.leaf, group, table) if _follows(m.leaf, groups, i) else None for m in later.members]
+            if all(m is not None and m.level for m in members):
+                group.members += [m for m in members if m]
+                groups.remove(later)
+                break
 
 
 def _staged(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf]) -> Member | None:

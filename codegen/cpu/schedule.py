@@ -25,7 +25,7 @@ from fuse.ir.program import Kind, Region
 from fuse.ir.size import Size, product
 from fuse.reasons import Refused
 
-SLAB_BYTES = 32 << 20      # of staged tile values: at most this, or SLAB_SHARE of what accumulates beside them
+SLAB_BYTES = 32 << 20      # of a staged tile value: at most this, or SLAB_SHARE of what accumulates beside them all
 SLAB_SHARE = 0.4
 UNKNOWN = 1024             # stands for a size without a hint
 INSIDE = {"row": 1024, "col": 3072}
@@ -140,9 +140,10 @@ def choose(kind: str, program: TileProgram, hints: Mapping[str, int], forced: Ma
     else:
         parallel, tile = "inside", dict(INSIDE if products else PLAIN)
     if kind == "slab":
-        slabs = (1 if parallel == "inside" else threads) * len(program.levels[0].stage)
+        staged = len(program.levels[0].stage)
+        slabs = (1 if parallel == "inside" else threads) * staged
         held = 4 * sum(likely(product(a.extent for a in accumulated(program, s)), hints) for s in program.states)
-        budget = max(SLAB_BYTES, int(SLAB_SHARE * held))
+        budget = max(SLAB_BYTES * staged, int(SLAB_SHARE * held))
         tile["row"] = max(16, min(tile["row"], SLAB["row"], rows // 2, budget // max(4 * cols * slabs, 1)))
         if parallel == "inside":
             tile["col"] = SLAB["col"]
