@@ -32,17 +32,18 @@ def differentiate(program: Program, wrt: Collection[str]) -> Program:
     cotangents: dict[Expr, Expr] = {}
     smooth = [o for o in program.outputs if o.buffer.dtype in FLOATS + COMPLEXES and any(t.value in active for t in o.terms)]
     seeds = [Buffer(f"ct.{o.buffer.name}", o.buffer.dtype, o.buffer.shape) for o in smooth]
-    alone = len(seeds) == 1 and not seeds[0].shape
+    scalar = make("read", buffer=seeds[0]) if len(seeds) == 1 and not seeds[0].shape else None
     for out, seed in zip(smooth, seeds, strict=True):
         for term in out.terms:
-            value = cast(make("read", *term.index, buffer=seed), compute_dtype(seed.dtype))
-            _add(cotangents, term.value, const(1, value.dtype) if alone else value, active)
+            value = make("read", *term.index, buffer=seed) if scalar is None else const(1, seed.dtype)
+            _add(cotangents, term.value, cast(value, compute_dtype(seed.dtype)), active)
     gradients: dict[str, list[Term]] = {name: [] for name in wrt}
     for node in reversed(topological(active)):
         if node not in active or node not in cotangents:
             continue
         if node.op == "read":
-            gradients[node["buffer"].name].append(Term(node.args, value * cotangents[node] if alone else cotangents[node]))
+            g = cotangents[node]
+            gradients[node["buffer"].name].append(Term(node.args, g if scalar is None else cast(scalar, g.dtype) * g))
         else:
             _propagate(node, cotangents, active)
     inputs = {b.name: b for b in program.inputs}

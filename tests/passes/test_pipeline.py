@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fuse.ir.expr import Axis, Buffer, const, dot, iota, lse, make, read, reduce_, sum_
+from fuse.ir.expr import Axis, Buffer, const, dot, iota, lse, make, read, reduce_, sum_, topological, where
 from fuse.ir.ops import LEAVES, OPS, boolean, integer_
 from fuse.ir.program import Kind, Output, Program, Term
 from fuse.ir.size import Size
@@ -15,6 +15,10 @@ from tests.passes.builders import LABEL, SCORES, SIZES, N, V, cross_entropy, log
 
 P, LOGP, L = softmax(), log_softmax(), lse(SCORES, V)
 ENTROPY = -sum_(P * LOGP, V)
+
+
+def softmax_of_columns():
+    return make("exp_sub", SCORES, lse(SCORES, N))
 
 
 def power(x, q):
@@ -90,6 +94,28 @@ def test_two_passes_where_a_constant_stands_in_the_way():
     assert sweeps(p.forward) == [2]                   # of rows that are still at hand
     assert sweeps(plan(sum_(make("log", P + 1e-3), V), slab=False).forward) == [1, 1]
     assert {m.code for m in p.notes} == {"NOT_SEPARABLE"}
+
+
+@pytest.mark.parametrize("body", [
+    make("log", P * sum_(L, N) + 1e-3),                  # of all rows
+    make("log", P + softmax_of_columns()),               # of the columns
+], ids=["all rows", "columns"])
+def test_a_sum_that_waits_for_other_rows_takes_a_sweep_of_its_own(body):
+    assert 2 not in sweeps(plan(sum_(body, V), wrt=()).forward)
+
+
+def test_a_maximum_that_waits_for_its_rows_takes_a_sweep_of_its_own():
+    assert sweeps(plan(reduce_("max", make("log", P + 1e-3), V), wrt=()).forward) == [1, 1]
+
+
+def test_gradients_of_one_scalar_whatever_the_tail_makes_of_the_rows():
+    """Conditions and products of row values: the loss's cotangent is no part of them."""
+    ratio = make("exp", pick(LOGP))
+    tail = make("minimum", ratio * 0.3, where(make("lt", ratio, const(0.8, "float32")), 0.8, ratio)) + ENTROPY * ratio
+    p = plan(sum_(tail, N))
+    assert sweeps(p.forward) == [2] and sweeps(p.backward) == []
+    for output in p.backward.outputs:
+        assert any(e.op == "read" and e["buffer"].name == "ct.out0" for t in output.terms for e in topological([t.value]))
 
 
 def test_frozen_head_and_frozen_input():
