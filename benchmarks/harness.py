@@ -101,7 +101,7 @@ def measured(task: Task, settings: Settings, arms: list[str], rates: Rates) -> I
         timed = whole_task(task, settings, arms, folder)
     for arm in arms:
         common = {"suite": task.suite, "case": task.case, "sizes": task.sizes, "x": task.x, "dtype": task.dtype,
-                  "device": task.device, "arm": arm}
+                  "device": task.device, "arm": arm, **told(arm, settings)}
         rows = timed["rows"].get(arm, {})
         if "reason" in {**starts[arm], **rows}:
             yield {**common, "mode": "both", **starts[arm], **rows}
@@ -110,6 +110,11 @@ def measured(task: Task, settings: Settings, arms: list[str], rates: Rates) -> I
         for mode in MODES:
             yield {**common, "mode": mode, "status": "ok", **rows.get(mode, {}), **of_start(starts[arm], mode),
                    **physical(timed, mode, rows, rates), **clocks}
+
+
+def told(arm: str, settings: Settings) -> dict[str, Any]:
+    """fuse's options from the command line: a row that was measured under them is one of its own."""
+    return {"options": settings.options} if settings.options and arm.startswith("fuse") else {}
 
 
 @contextmanager

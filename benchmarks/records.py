@@ -66,6 +66,7 @@ def latest(records: Iterable[Record]) -> list[Record]:
     rows: dict[str, Record] = {}
     for record in records:
         where = record["environment"]["gpu"] or record["environment"]["machine"]
+        record = {**record, "arm": " ".join([record["arm"], *(f"{k}={v}" for k, v in record.get("options", {}).items())])}
         key = json.dumps([record[k] for k in KEY] + [where], sort_keys=True)
         rows[key] = merged(rows.get(key, {}), record)
     return list(rows.values())
