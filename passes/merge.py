@@ -217,7 +217,7 @@ def _slab(rest: list[Leaf], groups: list[Group], table: Mapping[Expr, Leaf], sha
 def _climb(groups: list[Group], table: Mapping[Expr, Leaf]) -> None:
     """A group that waits for the statistics of its own rows in another is the next level there: the rows are still at hand."""
     for later in list(groups):
-        if any(m.separated is not None or m.leaf.kind is not Kind.SUM for m in later.members):
+        if not all(m.separated is None and _exchangeable(m.leaf) for m in later.members):
             continue
         for i, group in enumerate(groups[:groups.index(later)]):
             if (set(later.streams), set(later.grid)) != (set(group.streams), set(group.grid)):
