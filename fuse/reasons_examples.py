@@ -22,8 +22,11 @@ def f(h, W, y):
 EXAMPLES = {
     "ESCAPES": Example("""\
 def f(h, W, y):
-    logits = F.linear(h, W)
-    return F.cross_entropy(logits, y), logits""", ORDINARY),
+    weights = F.linear(h, W).softmax(-1)
+    return weights @ W, weights""", """\
+def f(h, W, y):
+    weights = F.linear(h, W).softmax(-1)
+    return weights @ W"""),
     "STORED": Example("""\
 def f(h, W, y):
     logits = F.linear(h, W)

@@ -13,9 +13,8 @@ import torch
 from torch import fx
 
 from fuse.frontend.candidates import AMPLIFICATION
-from fuse.frontend.splice import KEPT_META
 from fuse.frontend.symbols import hint
-from fuse.frontend.value import arguments, called, example
+from fuse.frontend.value import arguments, called, example, origin_of
 
 
 def split_einsums(graph: fx.Graph) -> None:
@@ -34,7 +33,7 @@ def _split(graph: fx.Graph, node: fx.Node) -> None:
     products = _products(letters, out)
     if not _amplifies(operands, letters, products):
         return
-    result, origin = operands[0], {k: node.meta[k] for k in KEPT_META if node.meta.get(k) is not None}
+    result, origin = operands[0], origin_of(node)
     made, recorded = example(result), example(node)
     with graph.inserting_before(node), torch.set_grad_enabled(recorded.requires_grad):
         for product, operand in zip(products, operands[1:], strict=True):

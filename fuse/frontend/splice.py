@@ -18,12 +18,10 @@ from torch.fx import Graph, Node
 
 from fuse.frontend.context import contexts, mutated_arguments
 from fuse.frontend.reorder import raise_inputs
-from fuse.frontend.shadow import where
+from fuse.frontend.value import origin_of, where
 from fuse.private import HigherOrderOperator, OpOverload, memory_of, schema_of
 from fuse.reasons import Miss
 from fuse.runtime import ops  # noqa: F401  (defines torch.ops.fuse)
-
-KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def splice(graph: Graph, inputs: Sequence[Node], exits: Sequence[Node], key: str
     place = find_place(graph, inputs, exits, covered)
     if isinstance(place, Miss):
         return place
-    origin = {k: exits[0].meta[k] for k in KEPT_META if exits[0].meta.get(k) is not None}
+    origin = origin_of(exits[0])
     recorded = [example(e) for e in exits]
     grad = any(r.requires_grad for r in recorded)
     with graph.inserting_before(place.before):

@@ -95,6 +95,12 @@ def where(node: fx.Node) -> str | None:
     return f"module {name.partition('.')[2] or name} ({getattr(kind, '__name__', kind)})"
 
 
+def origin_of(node: fx.Node) -> dict[str, Any]:
+    """The metadata that say where a node comes from, for one that takes its place."""
+    kept = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
+    return {k: node.meta[k] for k in kept if node.meta.get(k) is not None}
+
+
 def arguments(node: fx.Node) -> tuple[Any, ...]:
     """The positional arguments, of any type."""
     return node.args
