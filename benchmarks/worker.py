@@ -103,7 +103,7 @@ def timed(job: Job) -> dict[str, Any]:
     suite = suite_of(task.suite)
     try:
         work = Work.of(suite.cases[task.case], task)
-    except shared.Absent as error:
+    except (shared.Absent, ImportError) as error:
         return {"rows": {arm: excused(error) for arm in suite.arms_of(suite.cases[task.case], job["arms"])}, "work": {}}
     made, rows = ready(suite, work, job)
     before = gpu_state() if task.device == "cuda" else {}

@@ -5,8 +5,9 @@ In dependency order, a leaf joins the earliest region of the same phase, streams
   - computes statistics the leaf needs and the leaf is separable in them (see separate.py), or
   - holds the same row: under the slab schedule a sum that depends on its own row's statistics alone, and a gradient that
     does so up to one common factor, joins the forward region one level up and is swept from the staged rows.
-Two dots over the two axes of one anchor (both gradients of a contraction) may share the recomputed tile: the second is
-accumulated `over` the grid. Axes that both keep, and both operands of the contraction have, are a batch of such regions.
+Two plain sums over different axes of one anchor (both gradients of a contraction, a bias's) may share the recomputed tile:
+the second is accumulated `over` the grid. Axes that both keep, and both operands of the contraction have, are a batch of such
+regions.
 """
 from __future__ import annotations
 
@@ -154,7 +155,7 @@ def _batch(body: Expr) -> set[Axis]:
 
 
 def _streams_first(rest: list[Leaf], groups: list[Group]) -> list[Leaf]:
-    """Dots along the forward's own stream found a shared sweep; the exchanged ones join it."""
+    """Sums along the forward's own stream found a shared sweep; the exchanged ones join it."""
     streams = [set(g.streams) for g in groups]
     needed = {n for leaf in rest for n in leaf.needs}
     later = [leaf for leaf in rest if _exchangeable(leaf) and leaf not in needed and set(leaf.streams) not in streams]
@@ -200,16 +201,16 @@ def _reads(values: set[Expr], table: Mapping[Expr, Leaf]) -> Callable[[Expr], bo
 
 
 def _slab(rest: list[Leaf], groups: list[Group], table: Mapping[Expr, Leaf], shared_sweep: bool) -> bool:
-    """All gradient dots join one forward region one level up, or none does."""
+    """All gradients join one forward region one level up, or none does."""
     pending = [leaf for leaf in rest if not any(g.member(leaf) for g in groups)]
     if not pending or not shared_sweep or any(leaf.cotangent or not _exchangeable(leaf) for leaf in pending):
         return False
     if any(not leaf.all_needs().isdisjoint(pending) for leaf in pending):
         return False
     for i, group in enumerate(groups):
-        members = [_staged(leaf, group, table) if _follows(leaf, groups, i) else None for leaf in pending]
-        if all(members):
-            group.members += [m for m in members if m]
+        members = _all_staged(pending, groups, i, table)
+        group.members += members
+        if members:
             return True
     return False
 
@@ -222,11 +223,17 @@ def _climb(groups: list[Group], table: Mapping[Expr, Leaf]) -> None:
         for i, group in enumerate(groups[:groups.index(later)]):
             if (set(later.streams), set(later.grid)) != (set(group.streams), set(group.grid)):
                 continue
-            members = [_staged(m.leaf, group, table) if _follows(m.leaf, groups, i) else None for m in later.members]
-            if all(m is not None and m.level for m in members):
-                group.members += [m for m in members if m]
+            members = _all_staged([m.leaf for m in later.members], groups, i, table)
+            group.members += members
+            if members:
                 groups.remove(later)
                 break
+
+
+def _all_staged(leaves: list[Leaf], groups: list[Group], position: int, table: Mapping[Expr, Leaf]) -> list[Member]:
+    """The leaves as members of that group one level up; none if it cannot take them all."""
+    members = [_staged(leaf, groups[position], table) if _follows(leaf, groups, position) else None for leaf in leaves]
+    return [m for m in members if m] if all(members) else []
 
 
 def _staged(leaf: Leaf, group: Group, table: Mapping[Expr, Leaf]) -> Member | None:

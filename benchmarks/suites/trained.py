@@ -18,6 +18,7 @@ from benchmarks.cases import Sizes
 from benchmarks.measure import child
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = str(ROOT / "examples")      # behind benchmarks: both have an arms.py
 BATCH = 8
 SIZES = {"cpu": {"N": 2048, "d": 256, "V": 32000, "steps": 300}, "cuda": {"N": 16384, "d": 256, "V": 32000, "steps": 1000},
          "quick": {"N": 512, "d": 256, "V": 32000, "steps": 20}, "tiny": {"N": 32, "d": 64, "V": 256, "steps": 2}}
@@ -25,10 +26,12 @@ SIZES = {"cpu": {"N": 2048, "d": 256, "V": 32000, "steps": 300}, "cuda": {"N": 1
 
 def inputs(sizes: Sizes) -> list[torch.Tensor]:
     """Last hidden states, the head's weight and the next words: [N, d], [V, d] and [N]. Absent without the demo's packages."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fuse-demo"
-    kept = cache / f"trained-{'-'.join(f'{n}{v}' for n, v in sizes.items())}.pt"
+    sys.path.append(EXAMPLES)
+    from corpus import cache_folder
+
+    kept = cache_folder() / f"trained-{'-'.join(f'{n}{v}' for n, v in sizes.items())}.pt"
     if not kept.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         try:
             child(__file__, [str(kept), json.dumps(dict(sizes))], PYTHONPATH=str(ROOT))
         except RuntimeError as error:
@@ -39,7 +42,7 @@ def inputs(sizes: Sizes) -> list[torch.Tensor]:
 
 def states(sizes: Sizes) -> list[torch.Tensor]:
     """Trains on all batches but the last, which is what the trained model then sees."""
-    sys.path.insert(0, str(ROOT / "examples"))
+    sys.path.append(EXAMPLES)
     import corpus
     import train_lm
 
