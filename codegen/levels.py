@@ -7,11 +7,12 @@ with "col" is recomputed by each level, unless the program is staged.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fuse.codegen.renumber import renumber
 from fuse.codegen.roles import refuse
 from fuse.codegen.skip import skips
-from fuse.codegen.tile import Dot, Level, Slot, Staged, Statement, Store, TileProgram, Update, Value, operands
+from fuse.codegen.tile import Dot, Level, Slot, Staged, Store, TileProgram, Update, Value, operands
 from fuse.codegen.updates import Carries
 from fuse.ir.program import Emit, Kind
 
@@ -45,11 +46,11 @@ class Levels(Carries):
             levels.append(replace(level, skips=skips(replace(level, before=tuple(statements)), self.compared)))
         return self.finished(tuple(levels))
 
-    def finished(self, levels: tuple[Level, ...], rehearsal: tuple[Statement, ...] = ()) -> TileProgram:
+    def finished(self, levels: tuple[Level, ...], **walk: Any) -> TileProgram:
         r = self.roles
         dims = {"row": r.row, "col": r.col} | {a.name: (a.name,) for a in r.axes if a.name in r.dim.values()}
         return renumber(TileProgram(self.region, r.axes, r.batch, dims, tuple(self.params), (), self.outputs(),
-                                    tuple(self.states), levels, {}, self.region.reverse, rehearsal))
+                                    tuple(self.states), levels, **walk))
 
     def plan(self, level: int) -> Plan:
         groups = [self.updates(c) for c in self.region.carries if c.level == level]
@@ -88,7 +89,7 @@ class Levels(Carries):
         for carry in self.region.carries:
             wide = "int64" if carry.kind is Kind.ARGMAX else carry.body.dtype
             dtype = wide if carry.kind is Kind.LSE else carry.storage or wide
-            slots += [(s, dtype, carry.axes) for s in carry.stores]
+            slots += [(s, dtype, axes) for s, axes in carry.buffers.items()]
         slots += [(e.name, e.value.dtype, e.axes) for e in self.region.emits]
         return tuple(Slot(self.output_name(source), source, dtype, tuple(self.roles.name[a.name] for a in axes))
                      for source, dtype, axes in slots)

@@ -21,7 +21,7 @@ def lower(region: Region, staged: bool = False, lane: str = "") -> TileProgram:
     """
     if walks(region):
         return Walk(region, lane).program(staged)
-    if region.reverse or region.boundaries:
+    if region.reverse:
         raise refuse(f"{region.name} is walked backwards without a scan")
     return Levels(region).program(staged)
 

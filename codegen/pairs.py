@@ -55,7 +55,9 @@ class Paired:
     def carry(self, carry: Carry) -> list[Carry]:
         if carry.body.dtype in COMPLEXES and carry.kind not in (Kind.SUM, Kind.AFFINE):
             raise refuse(f"a complex {carry.kind.value}", carry.body.origin)
-        return [replace(carry, name=f"{carry.name}{suffix}", body=body) for suffix, body in self.parts(carry.body)]
+        entries = [e for _, e in self.parts(carry.entry)] if carry.entry is not None else [None, None]
+        return [replace(carry, name=f"{carry.name}{suffix}", body=body, entry=entry)
+                for (suffix, body), entry in zip(self.parts(carry.body), entries, strict=False)]
 
     def parts(self, x: Expr) -> list[tuple[str, Expr]]:
         """(suffix of the name, value): two for a complex value."""
@@ -165,7 +167,7 @@ RULES: dict[str, Callable[..., Pair]] = {
 def complex_names(region: Region) -> tuple[frozenset[str], frozenset[str]]:
     """The complex buffers that the region reads, and those it stores."""
     reads = {n["buffer"].name for n in topological(region.bodies) if n.op == "read" and n.dtype in COMPLEXES}
-    stores = {c.name for c in region.carries if c.body.dtype in COMPLEXES}
+    stores = {n for c in region.carries if c.body.dtype in COMPLEXES for n in c.stores}
     return frozenset(reads), frozenset(stores | {e.name for e in region.emits if e.value.dtype in COMPLEXES})
 
 

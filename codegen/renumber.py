@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from fuse.codegen.tile import (
     Dot,
+    Entry,
     Imaginary,
     ImaginaryPart,
     Level,
@@ -27,11 +28,12 @@ def renumber(program: TileProgram) -> TileProgram:
     work = _Numbers()
     levels = tuple(work.level(level) for level in program.levels)
     rehearsal = tuple(work.statement(s) for s in program.rehearsal)
+    entries = tuple(work.entry(e) for e in program.entries)
+    done = replace(program, levels=levels, rehearsal=rehearsal, entries=entries, inputs=tuple(work.inputs.values()))
     defines: dict[int, Statement] = {}
-    for level in levels:
-        for s in (*level.before, *level.body):
-            defines.setdefault(s.out.id, s)
-    return replace(program, levels=levels, rehearsal=rehearsal, inputs=tuple(work.inputs.values()), defines=defines)
+    for s in done.statements():
+        defines.setdefault(s.out.id, s)
+    return replace(done, defines=defines)
 
 
 class _Numbers:
@@ -68,6 +70,11 @@ class _Numbers:
                 index = tuple(self.value(i) if isinstance(i, Value) else i for i in s.index)
                 s = replace(s, buffer=slot.name, index=index, number=self.loads.setdefault(s.number, len(self.loads)))
         return replace(s, out=self.value(s.out))
+
+    def entry(self, e: Entry) -> Entry:
+        load = self.statement(e.load)
+        assert isinstance(load, Load)
+        return replace(e, load=load)
 
     def imaginary(self, part: ImaginaryPart | None) -> ImaginaryPart | None:
         return part and replace(part, out=self.value(part.out), a=self.maybe(part.a), b=self.value(part.b))

@@ -27,6 +27,7 @@ def number_axes(region: Region) -> dict[str, Axis]:
         visit((node["axis"],) if node.op == "iota" else node.axes)
     for axes in (*(c.axes for c in region.carries), *(e.axes for e in region.emits)):
         visit(axes)
+    visit(a for c in region.carries for a in c.boundary)
     visit((*region.streams, *region.grid))
     for node in topological(region.bodies):      # left over: axes that the argument of a sum lacks
         if node.op == "sum":

@@ -16,7 +16,9 @@
 
 A region with scans is a walk (`walk`): "row" holds at most one axis, the lanes; the column tiles are visited in order, from
 the last if `reverse`, and carry the state of each `Scan`. A scan the other way needs its states before the walk gets there:
-`rehearsal` is computed in a first pass, the other way, which keeps the state in which the scan enters each tile.
+the state in which it enters each tile is one of `entries`, stored by another kernel, or kept by a first pass the other way,
+which computes `rehearsal`. `counter` is the axis, a dim of its own, that counts the tiles in what is stored so; they then
+have exactly `region.tile` columns.
 
 Names are canonical: axes are i0, i1, ..., input buffers x0, x1, ..., states c0, ..., stores y0, ... in order of first
 visit, so that regions which differ in names only give the same text. Sizes are never text: an axis's extent, a `Param`
@@ -236,6 +238,8 @@ class State:
 
     scope "row":  has every batch axis, reduces "col": lives in the target's registers or a row buffer, is complete
                   after its level's column loop.
+    `entered` is the output for the states with which a scan enters the tiles, all of them along the counter, if they are kept.
+
     scope "grid": accumulates over row tiles or batch points: lives in memory of its full shape, starts at the identity,
                   complete when the kernel is. Nothing in the kernel reads it back as Final.
     """
@@ -249,6 +253,7 @@ class State:
     level: int
     stores: tuple[str, ...]       # output buffers (canonical): one, or (m, l) for an LSE, or () if internal
     compare: str                  # dtype of the body
+    entered: str = ""
 
 
 @dataclass(frozen=True)
@@ -307,6 +312,14 @@ class Store:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """The scan of `state` enters the tile with what `load` finds there; it varies along the counter of tiles."""
+
+    state: str
+    load: Load
+
+
+@dataclass(frozen=True)
 class Skip:
     """The tile adds nothing if the least value of `form` over its positions is >= `bound`."""
 
@@ -353,6 +366,8 @@ class TileProgram:
     defines: dict[int, Statement] = field(default_factory=dict)   # Value.id -> its (first) definition
     reverse: bool = False                           # the column tiles are visited from the last one
     rehearsal: tuple[Statement, ...] = ()           # of the body: what scans against the walk are made of, and they
+    entries: tuple[Entry, ...] = ()
+    counter: str = ""
 
     def axis(self, name: str) -> Axis:
         return self.axes[int(name[1:])]
@@ -374,6 +389,7 @@ class TileProgram:
         for level in self.levels:
             yield from level.before
             yield from level.body
+        yield from (e.load for e in self.entries)
 
     @property
     def scans(self) -> tuple[Scan, ...]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from fuse.codegen.levels import Levels
 from fuse.codegen.pairs import Paired
 from fuse.codegen.roles import Roles, assigned, refuse
-from fuse.codegen.tile import Imaginary, ImaginaryPart, Level, Scan, Shift, State, Store, TileProgram, Update, Value
+from fuse.codegen.tile import Entry, Imaginary, ImaginaryPart, Level, Load, Scan, Shift, State, Store, TileProgram, Update, Value
 from fuse.codegen.updates import Sides
 from fuse.ir.expr import Axis, Expr, const, iota, make, rebuild, rewrite, size, sum_, topological, where
 from fuse.ir.program import Carry, Emit, Kind, Region
@@ -30,7 +30,7 @@ def walks(region: Region) -> bool:
 class Walk(Levels):
     def __init__(self, region: Region, lane: str):
         self.lane = lane
-        if region.sweeps > 1 or region.boundaries or len(region.streams) != 1:
+        if region.sweeps > 1 or len(region.streams) != 1:
             raise refuse("scans in several sweeps, or along several axes")
         paired = Paired(laned(region, lane))
         super().__init__(paired.region)
@@ -49,17 +49,42 @@ class Walk(Levels):
                                                        + [s.value for s in plan.stores] + scans, frozenset())]
         before = tuple(s for s in order if "col" not in s.out.dims)
         body = tuple(s for s in order if "col" in s.out.dims)
-        against = [s for s in body if isinstance(s, Scan) and s.reverse != self.region.reverse]
+        entries = self.entries()
+        entered = {e.state for e in entries}
+        against = [s for s in body if isinstance(s, Scan) and s.reverse != self.region.reverse and s.state not in entered]
         needed = set(self.closure([s.out for s in against], frozenset()))
         rehearsal = tuple(s for s in body if s.out.id in needed)
         if any(isinstance(s, Scan) and s not in against for s in rehearsal):
             raise refuse("a scan needs another that runs the other way first")
-        return self.finished((Level(before, body, tuple(plan.updates), tuple(plan.stores)),), rehearsal)
+        level = Level(before, body, tuple(plan.updates), tuple(plan.stores))
+        return self.finished((level,), reverse=self.region.reverse, rehearsal=rehearsal, entries=entries, counter=self.counter)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Where scans against the walk find the states with which they enter the tiles."""
+        found = list[Entry]()
+        for carry in self.region.carries:
+            if carry.entry is not None:
+                load = self.defines[self.value(carry.entry).id]
+                assert isinstance(load, Load)
+                found.append(Entry(self.names[carry.name], load))
+        return tuple(found)
+
+    @property
+    def counter(self) -> str:
+        """The canonical name of the axis that counts the tiles."""
+        counters = {a for c in self.region.carries for a in c.boundary[:1]}
+        counters |= {a for c in self.region.carries if c.entry is not None for a in c.entry.axes if a not in c.axes}
+        if len(counters) > 1:
+            raise refuse("tiles are counted along several axes")
+        return self.roles.name[counters.pop().name] if counters else ""
 
     def updates(self, carry: Carry) -> list[Update]:
         if carry.kind is not Kind.AFFINE:
             return super().updates(carry)
-        self.state(carry, self.names[carry.name], tuple(self.output_name(s) for s in carry.stores))
+        final = (self.output_name(carry.name),) if carry.name in carry.buffers else ()
+        self.state(carry, self.names[carry.name], final)
+        if carry.boundary:
+            self.states[-1] = replace(self.states[-1], entered=self.output_name(f"at.{carry.name}"))
         return []
 
     def store(self, emit: Emit) -> Store:

@@ -12,6 +12,7 @@ from time import perf_counter
 from fuse.ir.program import Program, Region, on_values
 from fuse.ir.verify import verify
 from fuse.passes.absorb import absorb
+from fuse.passes.boundaries import Tile, boundaries
 from fuse.passes.differentiate import differentiate
 from fuse.passes.hoist import hoist, orient, regroup
 from fuse.passes.lower import Lowering
@@ -39,6 +40,7 @@ class Context:
     slab: bool = True                # gradients may be computed in the forward where that is legal
     shared_sweep: bool = True        # the target accumulates over a grid axis
     eps: float | str | None = None   # gradients may leave out what is smaller beside the row's cotangent; "auto" by type
+    walk_tile: Tile = lambda region: None     # see boundaries
     notes: list[Miss] = field(default_factory=list)
     backward_regions: set[str] = field(default_factory=set)
 
@@ -70,6 +72,8 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("virtualize", lambda p, c: virtualize(p, c.hints)),
     ("regions", _regions),
     ("absorb", lambda p, c: absorb(p, c.backward_regions, c.hints)),
+    # Before the order of operands depends on the region, so that the same scan is the same expression.
+    ("boundaries", lambda p, c: boundaries(p, c.backward_regions, c.walk_tile, c.hints)),
     ("canonical", lambda p, _: orient(regroup(nest(p)))),
 )
 

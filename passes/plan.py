@@ -64,11 +64,11 @@ def _needed(program: Program, outputs: tuple[Output, ...], extra: Collection[str
                    cotangents=tuple(c for c in program.cotangents if c in names))
 
 
-def _trim(region: Region, wanted: Collection[str]) -> Region:
+def _trim(region: Region, wanted: set[str]) -> Region:
     """Keeps the carries whose stores are wanted, and all that their bodies are computed from."""
     keep: set[str] = set()
     emits = tuple(e for e in region.emits if e.name in wanted)
-    todo = [c for c in region.carries if set(c.stores) & set(wanted)]
+    todo = [c for c in region.carries if not wanted.isdisjoint(c.stores)]
     for emit in emits:
         todo += _needed_by(emit.value, region)
     while todo:
@@ -80,7 +80,16 @@ def _trim(region: Region, wanted: Collection[str]) -> Region:
         if carry.relative_to:
             todo.append(region.carry(carry.relative_to))
             todo += [c for c in region.carries if _lower_moment(c, carry)]
-    return replace(region, carries=tuple(c for c in region.carries if c.name in keep), emits=emits)
+    kept = [_storing(c, wanted) for c in region.carries if c.name in keep]
+    tile = region.tile if any(c.boundary or c.entry for c in kept) else 0
+    return replace(region, carries=tuple(kept), emits=emits, tile=tile)
+
+
+def _storing(carry: Carry, wanted: set[str]) -> Carry:
+    """A scan's carry that stores only what is wanted of it."""
+    if carry.kind is not Kind.AFFINE:
+        return carry
+    return replace(carry, final=carry.name in wanted, boundary=carry.boundary if f"at.{carry.name}" in wanted else ())
 
 
 def _needed_by(body: Expr, region: Region) -> list[Carry]:

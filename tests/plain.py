@@ -15,7 +15,7 @@ def plain_kernels(monkeypatch):
     """No C++ and no Triton: every region runs in plain torch, tile by tile."""
     import fuse.runtime.plan as plan
 
-    target = SimpleNamespace(name="plain", capabilities=Capabilities(*[frozenset()] * 4))
+    target = SimpleNamespace(name="plain", capabilities=Capabilities(*[frozenset()] * 4), walk_tile=lambda *_, **__: (16, ""))
     monkeypatch.setattr(plan, "target_for", lambda tensors, options: target)
     monkeypatch.setattr(plan, "compile_region", lambda region, target, hints, options:
                         lambda env, sizes: run_region(region, env, sizes, tile=13))

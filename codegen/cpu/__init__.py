@@ -35,6 +35,10 @@ class Cpu:
     def schedules(self, region: Region, hints: Mapping[str, int], options: Any = None) -> Sequence[Schedule]:
         return schedules(region, hints, options)
 
+    def walk_tile(self, region: Region, hints: Mapping[str, int], options: Any = None) -> tuple[int, str] | None:
+        schedule = schedules(region, hints, options)[0]
+        return schedule.extent("col"), str(schedule.knob("lane", ""))
+
     def source(self, region: Region, schedule: Schedule) -> str:
         program = tiled(region, schedule)
         native = bool(schedule.knob("native"))

@@ -124,7 +124,8 @@ class CpuKernel:
 
     def tiled(self, strides: Mapping[str, Sequence[int]], sizes: Mapping[str, int], outer: int, wide: int) -> tuple[Any, int]:
         rows, cols = (self.program.extent(d).evaluate(sizes) for d in ("row", "col"))
-        tile = even(rows, self.schedule.extent("row")), even(cols, wide), int(self.schedule.parallel == "grid")
+        columns = self.program.region.tile or even(cols, wide)
+        tile = even(rows, self.schedule.extent("row")), columns, int(self.schedule.parallel == "grid")
         launch = Launch(strides, sizes, tile)
         values = [v for _, group in self.arguments for v in group(launch)]
         arg = (ctypes.c_int64 * len(values))(*values)

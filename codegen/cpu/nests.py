@@ -189,14 +189,16 @@ class Nests:
             frame.add(f"{call}({base}, {outer}, {at}, {last}, {self.ctx.count(dims_of(s)[1])});")
 
     def copy_out(self, frame: Frame, buffer: str, array: Array, dims: tuple[str, ...]) -> None:
-        """Stores an array, one line along its last dim at a time."""
+        """Stores an array, one line along its last dim at a time; at this tile's place if it has one for each."""
+        counter = self.ctx.program.counter
+        tile = (counter,) if counter in self.ctx.program.slot(buffer).axes else ()
+        loops = self.outer(frame, array.layout[:-1])
+        offsets = [f"{self.output_walk(buffer, d, loops)}({loops.bound[d]})" for d in (*tile, *array.layout[:-1])]
+        start = " + ".join([self.output_base(buffer), *offsets])
         if not dims:
-            frame.add(f"put({self.output_base(buffer)}, Walk{{0, 1, nullptr}}, 1, {array.name});")
+            frame.add(f"put({start}, Walk{{0, 1, nullptr}}, 1, {array.name});")
             return
         last = array.layout[-1]
-        loops = self.outer(frame, array.layout[:-1])
-        offsets = [f"{self.output_walk(buffer, d, loops)}({loops.bound[d]})" for d in array.layout[:-1]]
-        start = " + ".join([self.output_base(buffer), *offsets])
         walk = self.output_walk(buffer, last, loops)
         loops.add(f"put({start}, {walk}, {self.ctx.count(last)}, {array.name} + {array.offset(loops.bound)});")
         self.close(loops, frame)

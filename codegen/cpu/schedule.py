@@ -65,6 +65,7 @@ def walked(region: Region, hints: Mapping[str, int], forced: Mapping[str, int]) 
     each = rows * max([likely(size, hints) for size in held], default=1)
     tile = {"row": LANES, "col": max(WALK["least"], min(WALK["most"], WALK["elements"] // each))}
     tile.update({d: n for d, n in forced.items() if d in tile})
+    tile["col"] = region.tile or tile["col"]
     return Schedule("recompute", tuple(tile.items()), "grid", (("lane", lane.name),) if lane else ())
 
 

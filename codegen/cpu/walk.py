@@ -66,8 +66,7 @@ class WalkEmitter(Emitter):
         if self.against:
             self.rehearse(frame)
         col = self.columns(frame, self.program.reverse)
-        for value, state in self.against_states:
-            col.add(f"copy_to({self.entered(value, state)}, {self.size(value)}, {state});")
+        self.enter(col)
         apart = tuple(u for u in level.updates if u not in self.riders.all)
         sheets = [s for s in level.stores if s.dims == ("col", "row")]
         self.tile(replace(level, updates=apart), [s for s in level.stores if s not in early and s not in sheets], col)
@@ -83,6 +82,24 @@ class WalkEmitter(Emitter):
         col = self.ctx.col = frame.open(f"for (int64_t {steps}) {{")
         col.add("const int nc = int(cols - col0 < C ? cols - col0 : C);")
         return col
+
+    def enter(self, col: Frame) -> None:
+        """The states with which scans enter the tile: those against the walk come from memory, others may be stored there."""
+        for value, state in self.against_states:
+            col.add(f"copy_to({self.entered(value, state)}, {self.size(value)}, {state});")
+        if not self.program.counter:
+            return
+        here = col.open("{", {self.program.counter: "(col0 / C)"})
+        for entry in self.program.entries:
+            self.fetch(entry.load, self.states.array(entry.state), here)
+        for kept in (s for s in self.program.states if s.entered):
+            self.nests.copy_out(here, kept.entered, self.states.array(kept.name), kept.dims)
+        here.close()
+
+    def fetch(self, load: Load, array: Array, here: Frame) -> None:
+        def sink(frame: Frame) -> None:
+            frame.add(f"{self.nests.target(array, frame)} = {self.values.load(load.out, load, frame)};")
+        self.nests.over(here, array.layout, [sink])
 
     def leave(self, col: Frame) -> None:
         col.close()

@@ -92,6 +92,9 @@ class Triton:
         machine = self.machine or machine_here()
         return () if isinstance(machine, Miss) else candidates(region, hints, machine.arch, options)
 
+    def walk_tile(self, region: Region, hints: Mapping[str, int], options: Any = None) -> tuple[int, str] | None:
+        return None
+
     def source(self, region: Region, schedule: Schedule) -> str:
         return text_of(region, schedule)[0]
 

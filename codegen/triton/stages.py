@@ -31,7 +31,7 @@ Result = Emit | Carry
 def staged(region: Region) -> tuple[Region, ...]:
     """In execution order: what one stores the next may read. The region itself where it cannot be cut."""
     plain = not any(x.dtype in COMPLEXES for x in topological(region.bodies))
-    if not plain or region.sweeps > 1 or region.boundaries or len(region.streams) != 1:
+    if not plain or region.sweeps > 1 or len(region.streams) != 1:
         return (region,)
     try:
         found = tuple(_Stages(region).regions())

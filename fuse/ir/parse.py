@@ -217,10 +217,10 @@ class Parser:
         streams = self.named_axes(line, "(", ")")
         line.expect("grid")
         grid = self.named_axes(line, "(", ")")
-        boundaries: tuple[str, ...] = ()
-        if line.accept("boundaries"):
-            line.expect("(")
-            boundaries = tuple(line.list(line.name, ")"))
+        tile = 0
+        if line.accept("tile"):
+            line.expect("=")
+            tile = int(line.number_())
         reverse = line.accept("reverse")
         line.expect("{")
         line.end()
@@ -239,7 +239,7 @@ class Parser:
             else:
                 carries.append(self.carry(inner))
             inner.end()
-        self.steps.append(Region(name, streams, grid, tuple(carries), tuple(emits), reverse, boundaries))
+        self.steps.append(Region(name, streams, grid, tuple(carries), tuple(emits), reverse, tile))
 
     def carry(self, line: Line) -> Carry:
         word = line.take()
@@ -250,7 +250,9 @@ class Parser:
         over = self.named_axes(line, "(", ")")
         options: dict[str, Any] = {}
         readers: dict[str, Any] = dict.fromkeys(("exponent", "moment", "level", "eps"), line.number_)
-        readers |= {"relative_to": line.name, "storage": line.name, "scale": lambda: self.expression(line)}
+        readers |= {"relative_to": line.name, "storage": line.name, "boundary": lambda: self.named_axes(line, "(", ")")}
+        readers["final"] = lambda: line.take() == "true"
+        readers |= dict.fromkeys(("scale", "entry"), lambda: self.expression(line))
         while not line.accept("="):
             key = line.take()
             if key not in readers:

@@ -36,6 +36,11 @@ class Carry:
     keeps beside walked axes), a target may count as 0 all those entries of a tile that lie in one row of it, if each is
     smaller in magnitude than eps * scale. A row is a point of the grid or of the streams, whichever `scale` varies along.
     The meaning of a program (`fuse.ir.reference`) leaves nothing out.
+
+    An AFFINE carry stores its last state if that is `final`. With a `boundary` it also stores the state with which each tile of
+    `Region.tile` positions is entered, as at.NAME[boundary]: an axis that counts the tiles, then `axes` in any order. One
+    with an `entry`, a read of what another region stored so, stores nothing: a target that walks against the scan may read
+    there what it would have to find out in a walk before. The meaning of a program does not depend on it.
     """
 
     name: str
@@ -50,10 +55,23 @@ class Carry:
     storage: str | None = None    # element type it is stored in, if not the body's (accumulation stays in the body's)
     eps: float | None = None
     scale: Expr | None = None
+    final: bool = True
+    boundary: tuple[Axis, ...] = ()
+    entry: Expr | None = None
+
+    @property
+    def buffers(self) -> dict[str, tuple[Axis, ...]]:
+        """What it stores: names and axes."""
+        if self.kind is Kind.LSE:
+            return {f"{self.name}.m": self.axes, f"{self.name}.l": self.axes}
+        if self.entry is not None:
+            return {}
+        at = {f"at.{self.name}": self.boundary} if self.boundary else {}
+        return {self.name: self.axes, **at} if self.final else at
 
     @property
     def stores(self) -> tuple[str, ...]:
-        return (f"{self.name}.m", f"{self.name}.l") if self.kind is Kind.LSE else (self.name,)
+        return tuple(self.buffers)
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,7 @@ class Region:
     """One walk (or `sweeps` walks) along `streams`, for every point of `grid`.
 
     `streams` with several axes means their product, row-major. `reverse` walks from the end.
-    `boundaries` are AFFINE carries whose state at tile boundaries a reverse region will need.
+    `tile` is the number of positions in a tile of the stream where states at its boundaries are stored or read, else 0.
     """
 
     name: str
@@ -89,7 +107,7 @@ class Region:
     carries: tuple[Carry, ...]
     emits: tuple[Emit, ...] = ()
     reverse: bool = False
-    boundaries: tuple[str, ...] = ()
+    tile: int = 0
 
     @property
     def sweeps(self) -> int:
@@ -97,9 +115,9 @@ class Region:
 
     @property
     def bodies(self) -> tuple[Expr, ...]:
-        """Every expression of the region: of carries, of emits, then the scales of what may be left out."""
-        scales = tuple(c.scale for c in self.carries if c.scale is not None)
-        return tuple(c.body for c in self.carries) + tuple(e.value for e in self.emits) + scales
+        """Every expression of the region: of carries, of emits, then scales of what may be left out and states at hand."""
+        rest = tuple(e for c in self.carries for e in (c.scale, c.entry) if e is not None)
+        return tuple(c.body for c in self.carries) + tuple(e.value for e in self.emits) + rest
 
     def carry(self, name: str) -> Carry:
         return next(c for c in self.carries if c.name == name)

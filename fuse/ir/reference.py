@@ -125,6 +125,8 @@ class RegionRun:
         else:
             for j in range(carry.moment + 1):
                 self.state[moment(carry, j)] = self._empty(carry.axes, dtype, 0)
+            if carry.boundary:
+                self.state[f"at.{carry.name}"] = self._empty(carry.boundary, dtype, 0)
 
     def run(self) -> dict[str, Tensor]:
         for level in range(self.region.sweeps):
@@ -150,6 +152,7 @@ class RegionRun:
         for i in self.order(self.region.reverse):
             tile = Tile(self, {**block, **self.tiles[i]}, flow, {n: s for (n, k), s in starts.items() if k == i})
             tile.accumulate()
+            tile.store_boundaries()
             flow = tile.flow()
             self.trace.tiles += 1
             self.trace.peak = max(self.trace.peak, tile.ev.peak)
@@ -240,6 +243,20 @@ class Tile:
             return {"": self.after[carry.name]}
         self.add(carry)
         return {"": self.new[f"{carry.name}.at" if carry.kind is Kind.ARGMAX else carry.name]}
+
+    def store_boundaries(self) -> None:
+        """The states with which those tiles of `Region.tile` positions are entered that begin in this one."""
+        step = self.walk.region.tile
+        for carry in (c for c in self.walk.region.carries if c.boundary):
+            (stream,), reverse = carry.over, carry.body["reverse"]
+            values, start = self.positions(carry)
+            low, high = self.ev.span(stream)
+            length = self.walk.ev.count(stream)
+            out = self.walk.view(f"at.{carry.name}", carry.boundary, self.window)
+            for k in range(-(-length // step)):
+                first = min((k + 1) * step, length) - 1 if reverse else k * step
+                if low <= first < high:
+                    out[k] = align(values[(first + 1 if reverse else first - 1) - start], carry.axes, carry.boundary[1:])
 
     def read_positions(self, carry: Carry, node: Expr, ev: Evaluator) -> Tensor:
         (stream,) = carry.over

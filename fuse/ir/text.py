@@ -178,7 +178,8 @@ def numbered_lines(program: Program) -> list[tuple[str, str]]:
         out.append((step.name, _region_head(step) + " {"))
         for c in step.carries:
             scale = "" if c.scale is None else f" eps={c.eps!r} scale={printer.text(c.scale)}"
-            emit(step.name, f"{_carry_head(c)}{scale} = {printer.text(c.body)}", "  ")
+            entry = "" if c.entry is None else f" entry={printer.text(c.entry)}"
+            emit(step.name, f"{_carry_head(c)}{scale}{entry} = {printer.text(c.body)}", "  ")
         for e in step.emits:
             level = f" level={e.level}" if e.level else ""
             emit(step.name, f"emit {name(e.name)}[{axes_text(e.axes)}]{level} = {printer.text(e.value)}", "  ")
@@ -217,15 +218,15 @@ def _step_axes(step: Step) -> Iterator[Axis]:
         return
     yield from (*step.streams, *step.grid)
     for c in step.carries:
-        yield from (*c.over, *c.axes)
+        yield from (*c.over, *c.axes, *c.boundary)
     for e in step.emits:
         yield from e.axes
 
 
 def _region_head(region: Region) -> str:
     head = f"region {name(region.name)} streams({axes_text(region.streams)}) grid({axes_text(region.grid)})"
-    if region.boundaries:
-        head += f" boundaries({', '.join(map(name, region.boundaries))})"
+    if region.tile:
+        head += f" tile={region.tile}"
     return head + " reverse" * region.reverse
 
 
@@ -235,7 +236,9 @@ def _carry_head(c: Carry) -> str:
         head += f" relative_to={name(c.relative_to)}"
     options = (("exponent", c.exponent, 1), ("moment", c.moment, 0), ("level", c.level, 0))
     head += "".join(f" {k}={v!r}" for k, v, default in options if (type(v), v) != (type(default), default))
-    return head + (f" storage={c.storage}" if c.storage else "")
+    head += f" storage={c.storage}" if c.storage else ""
+    head += "" if c.final else " final=false"
+    return head + (f" boundary=({axes_text(c.boundary)})" if c.boundary else "")
 
 
 def parse_program(text: str) -> Program:

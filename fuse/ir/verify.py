@@ -171,19 +171,16 @@ class _Verifier:
         for emit in region.emits:
             self.check_emit(region, emit, table)
         self.acyclic(region, table)
-        for name in region.boundaries:
-            if name not in table or table[name].kind is not Kind.AFFINE:
-                self.fail(f"boundary {name} is not an AFFINE carry of the region")
         for carry in region.carries:
-            for name, dtype in _stored_types(carry):
-                self.define(Buffer(name, dtype, tuple(a.extent for a in carry.axes)))
+            for name, axes in carry.buffers.items():
+                self.define(Buffer(name, _stored_type(carry), tuple(a.extent for a in axes)))
         for emit in region.emits:
             self.define(Buffer(emit.name, emit.value.dtype, tuple(a.extent for a in emit.axes)))
 
     def check_carry(self, region: Region, carry: Carry, table: dict[str, Carry]) -> None:
         walk, here = (*region.streams, *region.grid), f"carry {carry.name}"
         walked = set(walk)
-        self.axes_are_known((*carry.axes, *carry.over))
+        self.axes_are_known((*carry.axes, *carry.over, *carry.boundary))
         if not carry.over or not set(carry.over) <= walked:
             self.fail(f"{here} goes over {_names(carry.over)}, expected some of {_names(walk)}")
         if len({*carry.axes, *carry.over}) != len(carry.axes) + len(carry.over):
@@ -226,9 +223,33 @@ class _Verifier:
     def check_affine(self, region: Region, carry: Carry) -> None:
         here, body = f"carry {carry.name}", carry.body
         if carry.kind is not Kind.AFFINE:
+            if carry.boundary or carry.entry is not None or not carry.final:
+                self.fail(f"{here} has a boundary or an entry or is not final, expected an AFFINE carry")
             return
         if body.op != "scan" or (body["axis"],) != carry.over or carry.over != region.streams:
             self.fail(f"{here}: the body of an AFFINE carry must be a scan along its `over`, the region's only stream")
+        if carry.boundary:
+            self.check_boundary(region, carry)
+        if carry.entry is not None:
+            self.check_entry(region, carry, carry.entry)
+
+    def check_boundary(self, region: Region, carry: Carry) -> None:
+        here, length, (counter, *axes) = f"carry {carry.name}", carry.over[0].extent.constant, carry.boundary
+        if carry.entry is not None or carry.body["reverse"] != region.reverse:
+            self.fail(f"{here} has a boundary, expected a scan along the walk")
+        if not region.tile or length is None or counter.extent != -(-length // region.tile):
+            self.fail(f"{here}: the boundary {counter.name} has extent {counter.extent}, "
+                      f"expected the tiles of {region.tile} positions in {carry.over[0].extent}")
+        if sorted(map(repr, axes)) != sorted(map(repr, carry.axes)) or counter in (*region.streams, *region.grid):
+            self.fail(f"{here}: the boundary has axes {_names(axes)}, expected {_names(carry.axes)}")
+
+    def check_entry(self, region: Region, carry: Carry, entry: Expr) -> None:
+        here, tiles = f"carry {carry.name}", set(entry.axes) - set(carry.axes)
+        if carry.body["reverse"] == region.reverse or not region.tile:
+            self.fail(f"{here} has an entry, expected a scan against the walk, and a tile")
+        if entry.op != "read" or len(tiles) != 1 or entry.dtype != carry.body.dtype \
+                or not set(carry.axes) <= set(entry.axes) or tiles & {*region.streams, *region.grid}:
+            self.fail(f"{here}: the entry must be a read of its {carry.body.dtype} states along the tiles of the stream")
 
     def check_relative(self, carry: Carry, table: dict[str, Carry]) -> None:
         here = f"carry {carry.name}"
@@ -354,6 +375,5 @@ def _split(name: str, table: dict[str, Carry]) -> tuple[str, str]:
     return (name, "") if name in table or name[-2:] not in (".m", ".l") else (name[:-2], name[-2:])
 
 
-def _stored_types(carry: Carry) -> Iterator[tuple[str, str]]:
-    dtype = "int64" if carry.kind is Kind.ARGMAX else carry.storage or carry.body.dtype
-    return ((n, dtype) for n in carry.stores)
+def _stored_type(carry: Carry) -> str:
+    return "int64" if carry.kind is Kind.ARGMAX else carry.storage or carry.body.dtype

@@ -106,8 +106,8 @@ def _plan(imported: Any, options: Options) -> Planned:
     if executable is None:
         hints = dict(program.hints)
         plan = compile_program(program, Context(hints=hints, wrt=wrt, slab=wants_slab(program, wrt, target, options),
-                                                shared_sweep=target.capabilities.shared, eps=options.eps))
-
+                                                shared_sweep=target.capabilities.shared, eps=options.eps,
+                                                walk_tile=partial(target.walk_tile, hints=hints, options=options)))
         seconds = dict(plan.seconds)
 
         def build(region: Region) -> Any:

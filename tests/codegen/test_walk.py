@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from fuse.codegen.tile import Scan, Shift
 from fuse.codegen.walk import lanes
 from fuse.ir.expr import Expr, make, sum_, topological
 from fuse.ir.program import Carry, Emit, Kind, Region
+from fuse.ir.reference import run_steps
 from fuse.passes import Context, compile_program
 from fuse.reasons import Miss, Refused
 from tests.codegen.check import agrees, reference, strided
 from tests.codegen.regions import d, t, value
+from tests.ir.examples import fixed
 from tests.ir.programs import CASES
 from tests.plain import quick_builds  # noqa: F401 (fixture)
 
@@ -89,6 +92,35 @@ def test_what_is_read_one_step_away() -> None:
     program = lower(regions("selective scan")[-1])
     assert program.reverse and [s.reverse for s in program.rehearsal if isinstance(s, Scan)] == [False]
     assert sorted(s.by for s in program.statements() if isinstance(s, Shift)) == [-1, 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tile", (15, 16, 64))
+def test_tiles_are_entered_with_what_the_forward_stored(name: str, tile: int, quick_builds: None,  # noqa: F811
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward kernel stores the states between tiles, complex ones too; the backward's, which reads them, has no rehearsal."""
+    monkeypatch.setattr(import_module("fuse.passes.boundaries"), "SHARE", 1)
+    case = CASES[name]
+    context = Context(case.sizes, case.wrt, **dict(case.options), walk_tile=lambda region: (tile, region.grid[0].name))
+    plan = compile_program(fixed(case.program, T=37), context)
+    g = torch.Generator().manual_seed(0)
+    env = {b.name: torch.rand([x.evaluate(case.sizes) for x in b.shape], generator=g, dtype=getattr(torch, b.dtype)) * 0.7
+           for p in (plan.forward, plan.backward) for b in p.inputs if b.name not in plan.saved}
+    for program in (plan.forward, plan.backward):
+        values = run_steps(program, env, case.sizes, tile=16)
+        for region in program.regions:
+            for lane in ("", *(a.name for a in lanes(region, case.sizes))):
+                schedule = Schedule("recompute", (("row", 2), ("col", tile)), "grid", (("lane", lane),) if lane else ())
+                assert not lower(region, False, lane).rehearsal
+                given = {n: x.to(getattr(torch, kind)) for n, kind in types(region).items() for x in [values[n]]}
+                agrees(region, run(region, schedule, given, case.sizes), {n: values[n] for n in region.stores})
+        env = values
+    assert any(c.boundary for r in plan.forward.regions for c in r.carries)
+    assert any(c.entry for r in plan.backward.regions for c in r.carries)
+
+
+def types(region: Region) -> dict[str, str]:
+    return {e["buffer"].name: e["buffer"].dtype for e in topological(region.bodies) if e.op == "read"}
 
 
 def test_golden(request: pytest.FixtureRequest) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 from fuse.ir.expr import Axis, Buffer, Expr, const, dot, iota, make, read, sum_, where
 from fuse.ir.program import Carry, Define, Emit, Kind, Output, Program, Region, Term, carry_part, stored
 from fuse.ir.size import Size
+from fuse.ir.text import parse_program, print_program
 
 
 def axis(name: str, extent: int | str | None = None) -> Axis:
@@ -121,7 +125,6 @@ def scan_program() -> Program:
         (),
         (Carry("h", Kind.AFFINE, h, (t,), (n,)),),
         (Emit("y", sum_(h * c, n), (t,)),),
-        boundaries=("h",),
     )
     back = make("scan", make("shift", a, axis=t, by=-1), g * c, axis=t, reverse=True)
     again, adjoint = Carry("h2", Kind.AFFINE, h, (t,), (n,)), Carry("back", Kind.AFFINE, back, (t,), (n,))
@@ -142,6 +145,29 @@ def scan_program() -> Program:
     return Program(
         (A, U, C, G), tuple(output(k, stored(k, "float32", x), *x) for k, x in reads.items()), (forward, backward)
     )
+
+
+def fixed(program: Program, **sizes: int) -> Program:
+    """The program with numbers for size symbols."""
+    text = print_program(program)
+    for symbol, n in sizes.items():
+        text = re.sub(rf"\b{symbol}\b", str(n), text)
+    return parse_program(text)
+
+
+def boundary_program(length: int = 9, tile: int = 4) -> Program:
+    """The scan program, whose first region stores states for the second."""
+    program = fixed(scan_program(), T=length)
+    counter = axis("t.tile", -(-length // tile))
+    forward, backward = program.regions
+    (h,), (again, *others) = forward.carries, backward.carries
+    entry = stored("at.h", "float32", (counter, *h.axes))
+    steps = (
+        replace(forward, carries=(replace(h, boundary=(counter, *h.axes)),), tile=tile),
+        replace(backward, carries=(replace(again, entry=entry), *others), tile=tile),
+    )
+    states = output("at.h", stored("at.h", "float32", (counter, *h.axes)), counter, *h.axes)
+    return replace(program, steps=steps, outputs=(*program.outputs, replace(states, buffer=buffer("at", counter, *h.axes))))
 
 
 def prefix_program(reverse: bool = False) -> Program:
@@ -176,6 +202,7 @@ EXAMPLES = {
     "slab": slab_program(),
     "product": product_program(),
     "scan": scan_program(),
+    "boundaries": boundary_program(),
     "prefix": prefix_program(),
     "suffix": prefix_program(reverse=True),
 }

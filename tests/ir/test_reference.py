@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -149,6 +151,27 @@ def test_scan_forward_and_backward(tile: int):
     got = run(EXAMPLES["scan"], {"A": a, "U": u, "C": c, "G": g}, {"T": 19}, tile=tile, trace=trace)
     close(got, {"y": y.detach(), "h": states[-1].detach(), "da": da, "du": du, "dc": dc, "total": du.sum(0)})
     assert trace.sweeps == 2
+
+
+@pytest.mark.parametrize("tile", (1, 3, 4, 64))
+@pytest.mark.parametrize("reverse", [False, True])
+def test_states_at_the_boundaries_of_tiles(tile: int, reverse: bool):
+    """The state before each four positions, as the scan goes; whatever tiles the interpreter has."""
+    a, u, c, g = rand(9, 3), rand(9, 3, seed=1), rand(9, 3, seed=2), rand(9)
+    program, env = EXAMPLES["boundaries"], {"A": a, "U": u, "C": c, "G": g}
+    zero = torch.zeros(1, 3, dtype=D)
+    if not reverse:
+        at = torch.cat([zero, scan_by_hand(a, u, c)[1][[3, 7]]])
+        got, plain = run(program, env, {}, tile=tile), run(EXAMPLES["scan"], env, {"T": 9}, tile=tile)
+        close(got, {**plain, "at": at})
+        return
+    forward = program.regions[0]
+    (h,) = forward.carries
+    back = replace(h, body=make("scan", *h.body.args, axis=h.over[0], reverse=True))
+    region = replace(forward, carries=(back,), emits=(), reverse=True)
+    stored = run_region(region, env, {}, "float64", tile)
+    states = scan_by_hand(a.flip(0), u.flip(0), c.flip(0))[1].flip(0)
+    close(stored, {"h": states[0], "at.h": torch.cat([states[[4, 8]], zero])})
 
 
 @pytest.mark.parametrize("tile", TILES)

@@ -11,9 +11,10 @@ from fuse.ir.expr import Axis, Buffer, Expr, IRError, Type, cast, const, iota, l
 from fuse.ir.program import Carry, Define, Emit, Kind, Output, Program, Region, Term, carry_part, stored
 from fuse.ir.size import Size
 from fuse.ir.verify import verify
-from tests.ir.examples import EXAMPLES, SCORES, G, K, Q, axis, buffer, d, e, i, j, output, t
+from tests.ir.examples import EXAMPLES, SCORES, G, K, Q, axis, buffer, d, e, i, j, n, output, t
 
-SOFTMAX, SCAN, PREFIX = EXAMPLES["softmax"], EXAMPLES["scan"], EXAMPLES["prefix"]
+SOFTMAX, SCAN, PREFIX, ENTERED = (EXAMPLES[k] for k in ("softmax", "scan", "prefix", "boundaries"))
+ENTRY = ENTERED.regions[1].carry("h2").entry
 ONE = const(1, "float32")
 
 
@@ -140,7 +141,20 @@ BAD: dict[str, tuple[Callable[[], Program], str]] = {
     "no stream": (lambda: region(streams=(), grid=(i, j)), "one stream at least"),
     "stream is grid": (lambda: region(grid=(i, j)), "must be disjoint"),
     "nothing": (lambda: region(carries=(), emits=()), "stores nothing"),
-    "boundary": (lambda: region(boundaries=("o",)), "not an AFFINE carry"),
+    # states at the boundaries of tiles
+    "boundary of a sum": (lambda: carry("h1", boundary=(axis("x", 3), n)), "expected an AFFINE carry"),
+    "too few tiles": (lambda: carry("h", program=ENTERED, boundary=(axis("x", 2), n)), "expected the tiles of 4 positions in 9"),
+    "tiles of no length": (lambda: region(program=ENTERED, tile=0), "expected the tiles of 0 positions"),
+    "tiles of an unknown length": (lambda: carry("h", program=SCAN, boundary=(axis("x", 3), n)), "expected the tiles"),
+    "boundary without an axis": (lambda: carry("h", program=ENTERED, boundary=(axis("x", 3),)), r"has axes \(\), expected"),
+    "boundary against the walk": (lambda: region(program=ENTERED, reverse=True), "expected a scan along the walk"),
+    "entry along the walk": (lambda: region(1, ENTERED, reverse=False), "expected a scan against the walk"),
+    "entry computed": (lambda: carry("h2", 1, ENTERED, entry=ENTRY + ENTRY), "the entry must be a read"),
+    "entry for one tile": (
+        lambda: carry("h2", 1, ENTERED, entry=read(ENTERED.inputs[2], const(0, "int64"), n)),
+        "along the tiles of the stream",
+    ),
+    "entry of another type": (lambda: carry("h2", 1, ENTERED, entry=cast(ENTRY, "float64")), "must be a read of its float32"),
     # carries
     "over nothing": (lambda: carry("c", over=(), axes=(i, j)), "goes over"),
     "over a width": (lambda: carry("o", over=(e,), axes=(i,)), "goes over"),

@@ -5,7 +5,7 @@
   const int64_t n0 = arg[0], n1 = arg[1], n2 = arg[2], n3 = arg[3], R = arg[4], C = arg[5], spread = arg[6], l0_b = arg[7]; \
   const int64_t l0_i2 = arg[8], l0_i3 = arg[9], l1_b = arg[10], l1_i0 = arg[11], l1_i1 = arg[12], l1_i3 = arg[13], l2_b = arg[14], l2_i0 = arg[15]; \
   const int64_t l2_i1 = arg[16], l2_i2 = arg[17], l3_b = arg[18], l3_i0 = arg[19], l3_i1 = arg[20], l3_i2 = arg[21], l4_b = arg[22], l4_i0 = arg[23]; \
-  const int64_t l4_i1 = arg[24], l4_i3 = arg[25], y0_i0 = arg[26], y0_i2 = arg[27], y0_i3 = arg[28], y1_i0 = arg[29], y1_i1 = arg[30], y1_i2 = arg[31]; \
+  const int64_t l4_i1 = arg[24], l4_i3 = arg[25], y0_i0 = arg[26], y0_i1 = arg[27], y0_i2 = arg[28]; \
   const int64_t rows = 1; \
   const int64_t cols = n1; \
   (void)0
@@ -45,11 +45,9 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
   const float* const x3 = (const float*)buf[3];
   const float* const x4 = (const float*)buf[4];
   float* const y0 = (float*)buf[5];
-  float* const y1 = (float*)buf[6];
   const Shared shared(work, arg);
   large_pages(work, fuse_workspace(arg, outer));
-  large_pages(y0, n0 * n2 * n3 * int64_t(sizeof(float)));
-  large_pages(y1, n0 * n1 * n2 * int64_t(sizeof(float)));
+  large_pages(y0, n0 * n1 * n2 * int64_t(sizeof(float)));
   const int64_t tiles = (rows + R - 1) / R, groups = spread ? tiles : 1, each = spread ? 1 : tiles;
   const int64_t tasks = n0 * n2 * groups;
   share_out(tasks, outer, [&](int64_t task, int64_t thread) {
@@ -66,7 +64,6 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
     const Walk w4_i3 = {0, l4_i3, nullptr};
     const float* l1 = x1 + l1_b + i0 * l1_i0;
     const Walk w1_i3 = {0, l1_i3, nullptr};
-    const Walk wy0_i3 = {0, y0_i3, nullptr};
     for (int64_t tile = task % groups * each; tile < (task % groups + 1) * each && tile < tiles; ++tile) {
       const int64_t row0 = tile * R;
       const int nr = int(rows - row0 < R ? rows - row0 : R);
@@ -123,21 +120,20 @@ extern "C" void fuse_kernel(void* const* buf, const int64_t* arg, const Blas& bl
               });
             }
           });
-          const Walk wy1_col = {col0 * y1_i1, y1_i1, nullptr};
+          const Walk wy0_col = {col0 * y0_i1, y0_i1, nullptr};
 #pragma omp parallel for num_threads(inner) if (inner > 1)
           for (int first = 0; first < nc; first += CHUNK) {
             const int n = int(nc) - first < CHUNK ? int(nc) - first : CHUNK;
             const float* q_t12 = t12 + first;
-            float y1_line[CHUNK];
-            float* const y1_to = direct(y1 + i0 * y1_i0 + i2 * y1_i2, from(wy1_col, first), y1_line);
+            float y0_line[CHUNK];
+            float* const y0_to = direct(y0 + i0 * y0_i0 + i2 * y0_i2, from(wy0_col, first), y0_line);
             strips(n, [&](int c, int k) EACH {
               const float v12 = q_t12[c];
-              y1_to[c] = v12;
+              y0_to[c] = v12;
             });
-            if (y1_to == y1_line) put(y1 + i0 * y1_i0 + i2 * y1_i2, from(wy1_col, first), n, y1_to);
+            if (y0_to == y0_line) put(y0 + i0 * y0_i0 + i2 * y0_i2, from(wy0_col, first), n, y0_to);
           }
         }
-        put(y0 + i0 * y0_i0 + i2 * y0_i2, wy0_i3, n3, c0 + 0);
       }
     }
   });

@@ -8,11 +8,11 @@ def far(position, stride):
 
 @triton.jit
 def walk0(
-    row_end, col_end, span, y5, n3, x5, s5_i0, s5_i1, s5_i3, x2, s2_i0, s2_i1, s2_i2, x3, s3_i0, s3_i1, s3_i3, y5_i0,
-    y5_i1, y5_i2, y6, x1, s1_i0, s1_i1, s1_i2, x0, s0_i2, s0_i3, h_c2, y6_i0, y6_i1, y6_i2, y0, y0_i0, y0_i2, y0_i3,
-    x4, s4_i0, s4_i1, s4_i2, y3, y3_part, y3_i0, y3_i1, y3_i3, y4, y4_part, y4_i0, y4_i1, y4_i3, y1, y1_i0, y1_i2,
-    y1_i3, e_c2, w_c0, w_p5, w_c1, y2, y2_i0, y2_i2, y2_i3, R: tl.constexpr, EVEN_R: tl.constexpr, INDEX: tl.constexpr,
-    STAGES: tl.constexpr, F3: tl.constexpr, EVEN_F3: tl.constexpr,
+    row_end, col_end, span, y3, n3, x5, s5_i0, s5_i1, s5_i3, x2, s2_i0, s2_i1, s2_i2, x3, s3_i0, s3_i1, s3_i3, y3_i0,
+    y3_i1, y3_i2, y4, x1, s1_i0, s1_i1, s1_i2, x0, s0_i2, s0_i3, h_c2, y4_i0, y4_i1, y4_i2, y0, y0_i0, y0_i2, y0_i3,
+    x4, s4_i0, s4_i1, s4_i2, y1, y1_part, y1_i0, y1_i1, y1_i3, y2, y2_part, y2_i0, y2_i1, y2_i3, e_c2, w_c0, w_p5,
+    w_c1, R: tl.constexpr, EVEN_R: tl.constexpr, INDEX: tl.constexpr, STAGES: tl.constexpr, F3: tl.constexpr,
+    EVEN_F3: tl.constexpr,
 ):
     pid = tl.program_id(0)
     lanes = tl.cdiv(row_end, R)
@@ -80,7 +80,7 @@ def walk0(
             c1 = h9
             t5 = t1[None, :] * h9
             t6 = tl.sum(tl.where(f3_ok[None, :], t5, 0.0), 1)
-            tl.store(y5 + far(batch, y5_i0) + far(column, y5_i1) + far(row_0, y5_i2) + (r * y5_i2), t6, mask=row_ok)
+            tl.store(y3 + far(batch, y3_i0) + far(column, y3_i1) + far(row_0, y3_i2) + (r * y3_i2), t6, mask=row_ok)
             t7 = tl.load(x1 + far(batch, s1_i0) + far(column, s1_i1) + far(row_0, s1_i2) + (r * s1_i2), mask=row_ok, other=0)
             t10 = t7[:, None] * t9
             t11 = tl.exp2(t10 * 1.4426950408889634)
@@ -89,16 +89,16 @@ def walk0(
             t14 = t12 * t13
             t15 = t14 * t8
             t16 = tl.sum(tl.where(f3_ok[None, :], t15, 0.0), 1)
-            tl.store(y6 + far(batch, y6_i0) + far(column, y6_i1) + far(row_0, y6_i2) + (r * y6_i2), t16, mask=row_ok)
+            tl.store(y4 + far(batch, y4_i0) + far(column, y4_i1) + far(row_0, y4_i2) + (r * y4_i2), t16, mask=row_ok)
             t17 = t14 * t7[:, None]
             c0 += t17
             t18 = tl.load(x4 + far(batch, s4_i0) + far(column, s4_i1) + far(row_0, s4_i2) + (r * s4_i2), mask=row_ok, other=0)
             t19 = t18[:, None] * h9
             t20 = t19 * t7[:, None]
-            tl.store(y3 + far(part, y3_part) + far(batch, y3_i0) + far(column, y3_i1) + (f3 * y3_i3), tl.sum(tl.where(row_ok[:, None], t20, 0.0), 0), mask=f3_ok)
+            tl.store(y1 + far(part, y1_part) + far(batch, y1_i0) + far(column, y1_i1) + (f3 * y1_i3), tl.sum(tl.where(row_ok[:, None], t20, 0.0), 0), mask=f3_ok)
             t21 = tl.load(h_c2 + (far(pid, span + 1) + column - first + 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
             t22 = t2[:, None] * t21
-            tl.store(y4 + far(part, y4_part) + far(batch, y4_i0) + far(column, y4_i1) + (f3 * y4_i3), tl.sum(tl.where(row_ok[:, None], t22, 0.0), 0), mask=f3_ok)
+            tl.store(y2 + far(part, y2_part) + far(batch, y2_i0) + far(column, y2_i1) + (f3 * y2_i3), tl.sum(tl.where(row_ok[:, None], t22, 0.0), 0), mask=f3_ok)
             p5 = t11
         tl.debug_barrier()
         tl.store(w_c0 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]), c0)
@@ -108,5 +108,3 @@ def walk0(
     c0 = tl.load(w_c0 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
     c1 = tl.load(w_c1 + far(pid, 1) * R * F3 + (r[:, None] * F3 + f3[None, :]))
     tl.store(y0 + far(batch, y0_i0) + far(row_0, y0_i2) + ((r * y0_i2)[:, None] + (f3 * y0_i3)[None, :]), c0, mask=row_ok[:, None] & f3_ok[None, :])
-    tl.store(y1 + far(batch, y1_i0) + far(row_0, y1_i2) + ((r * y1_i2)[:, None] + (f3 * y1_i3)[None, :]), c1, mask=row_ok[:, None] & f3_ok[None, :])
-    tl.store(y2 + far(batch, y2_i0) + far(row_0, y2_i2) + ((r * y2_i2)[:, None] + (f3 * y2_i3)[None, :]), c2_ahead, mask=row_ok[:, None] & f3_ok[None, :])

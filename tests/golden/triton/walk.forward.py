@@ -8,9 +8,9 @@ def far(position, stride):
 
 @triton.jit
 def walk0(
-    row_end, col_end, span, y1, n3, x1, s1_i0, s1_i1, s1_i3, x2, s2_i0, s2_i1, s2_i2, x0, s0_i2, s0_i3, x3, s3_i0,
-    s3_i1, s3_i2, x4, s4_i0, s4_i1, s4_i3, y1_i0, y1_i1, y1_i2, y0, y0_i0, y0_i2, y0_i3, R: tl.constexpr,
-    EVEN_R: tl.constexpr, INDEX: tl.constexpr, STAGES: tl.constexpr, F3: tl.constexpr, EVEN_F3: tl.constexpr,
+    row_end, col_end, span, y0, n3, x1, s1_i0, s1_i1, s1_i3, x2, s2_i0, s2_i1, s2_i2, x0, s0_i2, s0_i3, x3, s3_i0,
+    s3_i1, s3_i2, x4, s4_i0, s4_i1, s4_i3, y0_i0, y0_i1, y0_i2, R: tl.constexpr, EVEN_R: tl.constexpr,
+    INDEX: tl.constexpr, STAGES: tl.constexpr, F3: tl.constexpr, EVEN_F3: tl.constexpr,
 ):
     pid = tl.program_id(0)
     lanes = tl.cdiv(row_end, R)
@@ -39,5 +39,4 @@ def walk0(
         c0 = h10
         t11 = t1[None, :] * h10
         t12 = tl.sum(tl.where(f3_ok[None, :], t11, 0.0), 1)
-        tl.store(y1 + far(batch, y1_i0) + far(column, y1_i1) + far(row_0, y1_i2) + (r * y1_i2), t12, mask=row_ok)
-    tl.store(y0 + far(batch, y0_i0) + far(row_0, y0_i2) + ((r * y0_i2)[:, None] + (f3 * y0_i3)[None, :]), c0, mask=row_ok[:, None] & f3_ok[None, :])
+        tl.store(y0 + far(batch, y0_i0) + far(column, y0_i1) + far(row_0, y0_i2) + (r * y0_i2), t12, mask=row_ok)
