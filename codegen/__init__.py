@@ -31,6 +31,7 @@ class Capabilities:
     kinds      carry kinds (`Kind.value`)
     shared     carries may accumulate over grid axes (shared sweep)
     levels     how many sweeps one kernel may hold
+    recomputes exponentials are cheaper computed again at every point of the grid than read
     """
 
     ops: frozenset[str]
@@ -39,6 +40,7 @@ class Capabilities:
     kinds: frozenset[str]
     shared: bool = True
     levels: int = 2
+    recomputes: bool = False
     slab: frozenset[str] = frozenset(("float64", "float32", "bfloat16", "float16"))
 
 

@@ -40,6 +40,7 @@ class Context:
     slab: bool = True                # gradients may be computed in the forward where that is legal
     shared_sweep: bool = True        # the target accumulates over a grid axis
     eps: float | str | None = None   # gradients may leave out what is smaller beside the row's cotangent; "auto" by type
+    recomputes: bool = False         # the target rather computes an exponential again than reads it
     walk_tile: Tile = lambda region: None     # see boundaries
     notes: list[Miss] = field(default_factory=list)
     backward_regions: set[str] = field(default_factory=set)
@@ -55,7 +56,7 @@ def _regions(program: Program, context: Context) -> Program:
                                 note=context.notes.append)
     context.backward_regions = {f"region{i}" for i, g in enumerate(groups) if g.backward}
     # Only with its row values hoisted is a region's body free of sums over the axes it walks.
-    return hoist(Lowering(program, groups, context.eps).run())
+    return hoist(Lowering(program, groups, context.eps).run(), costly=not context.recomputes)
 
 
 PIPELINE: tuple[tuple[str, Pass], ...] = (

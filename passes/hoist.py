@@ -4,6 +4,8 @@
 
 Kernels then differ only in what they stream: the many spellings of a loss tail become reads of the same few vectors.
 Pure index arithmetic stays in the kernel (it becomes predicates and loop bounds) unless it is summed, and so does a lone read.
+Where values are scanned that goes, with `costly`, for exponentials and the like with widths too, if a grid axis would have
+them computed again: the coefficients of a state space are the same for a whole batch, and for their own gradients.
 `regroup` writes the body of a dot as (everything on the tile) * (what carries the width), so that both gradients of a
 contraction contract one and the same expression; with two widths as (everything else) * (what carries the last).
 Where values are scanned, every product is (what does not vary along the stream) * (what does): the first is computed once.
@@ -13,32 +15,46 @@ an order of their own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
+from functools import partial
 
 from fuse.ir.expr import COMPLEXES, FLOATS, Axis, Expr, make, rebuild, rewrite, topological
 from fuse.ir.program import Carry, Define, Kind, Program, Region, Step, stored
 from fuse.passes.products import Product, product_of
 
 Key = tuple[tuple[int, ...], str, str]      # roles, op, hash of the structure
+Worth = Callable[[Expr, Region], bool]
+COSTLY = ("exp", "log", "sin", "cos", "pow", "tanh", "sigmoid", "expm1", "log1p")
 COMMUTATIVE = ("add", "mul", "maximum", "minimum", "eq", "ne", "and", "or")
 
 
-def hoist(program: Program) -> Program:
+def hoist(program: Program, costly: bool = True) -> Program:
     """Puts a Define before the first region that needs it."""
     names: dict[Expr, Expr] = {}
     steps: list[Step] = []
+    roots = [t.value for o in program.outputs for t in o.terms]
     for step in program.steps:
         if isinstance(step, Region):
-            step, new = _hoisted(step, names)
+            step, new = _hoisted(step, names, _worth_storing)
+            if costly:
+                step, more = _hoisted(step, names, partial(_repeated, names=names))
+                roots = _read(_read(roots, new, names), more, names) if more else roots
+                new += more
             steps += new
         steps.append(step)
-    return replace(program, steps=tuple(steps))
+    done = iter(roots)
+    outputs = tuple(replace(o, terms=tuple(replace(t, value=next(done)) for t in o.terms)) for o in program.outputs)
+    return replace(program, steps=tuple(steps), outputs=outputs)
 
 
-def _hoisted(region: Region, names: dict[Expr, Expr]) -> tuple[Region, list[Define]]:
+def _read(roots: list[Expr], defined: list[Define], names: dict[Expr, Expr]) -> list[Expr]:
+    return rewrite(roots, lambda _: None, {d.value: names[d.value] for d in defined})
+
+
+def _hoisted(region: Region, names: dict[Expr, Expr], worth: Worth) -> tuple[Region, list[Define]]:
     new: list[Define] = []
-    return _map_bodies(region, lambda body: _hoist_body(body, region, names, new)), new
+    return _map_bodies(region, lambda body: _hoist_body(body, region, names, new, worth)), new
 
 
 def _map_bodies(region: Region, f: Callable[[Expr], Expr]) -> Region:
@@ -47,9 +63,9 @@ def _map_bodies(region: Region, f: Callable[[Expr], Expr]) -> Region:
                    emits=tuple(replace(e, value=f(e.value)) for e in region.emits))
 
 
-def _hoist_body(body: Expr, region: Region, names: dict[Expr, Expr], new: list[Define]) -> Expr:
+def _hoist_body(body: Expr, region: Region, names: dict[Expr, Expr], new: list[Define], worth: Worth) -> Expr:
     memo: dict[Expr, Expr] = {}
-    for node in _maximal(body, region):
+    for node in _maximal(body, region, worth):
         if node not in names:
             name = f"d{len(names)}"
             names[node] = stored(name, node.dtype, node.axes)
@@ -58,7 +74,7 @@ def _hoist_body(body: Expr, region: Region, names: dict[Expr, Expr], new: list[D
     return rewrite([body], lambda _: None, memo)[0]
 
 
-def _maximal(body: Expr, region: Region) -> list[Expr]:
+def _maximal(body: Expr, region: Region, worth: Worth) -> list[Expr]:
     """The largest subexpressions worth computing beforehand."""
     found: list[Expr] = []
     seen: set[Expr] = set()
@@ -68,7 +84,7 @@ def _maximal(body: Expr, region: Region) -> list[Expr]:
         if node in seen:
             continue
         seen.add(node)
-        if _worth_storing(node, region):
+        if worth(node, region):
             found.append(node)
         elif node.op != "read":
             todo.extend(reversed(node.args))
@@ -83,6 +99,18 @@ def _worth_storing(node: Expr, region: Region) -> bool:
         return False
     inner = node.args[0] if node.op == "cast" else node
     return inner.op != "read"
+
+
+def _repeated(node: Expr, region: Region, names: Container[Expr]) -> bool:
+    """A costly value of a walk that several of its points have in common; what has a name costs nothing."""
+    widths = {a for c in region.carries if c.kind is Kind.AFFINE for a in c.axes}
+    axes = set(node.axes)
+    if not axes <= widths or axes >= set(region.grid) or not axes:
+        return False
+    if node in names:
+        return True
+    below = [e for e in topological([node], names) if e not in names]
+    return any(e.op in COSTLY for e in below) and not any(e.op in ("carry", "scan") for e in below)
 
 
 def regroup(program: Program) -> Program:

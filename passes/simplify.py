@@ -10,6 +10,7 @@
     pick_t(scan_t(1, b), last t)       ->  sum_t(b)
     real(sum(x))                       ->  sum(real(x))
     conj(x * y)                        ->  conj(x) * conj(y)   likewise of quotients: a product's factors come apart
+    exp(0 * x)                         ->  1 + 0 * x           a nan stays one
     x * 1, x + 0, x / 1, -(-x), ...    ->  x
 
 Products are kept in the normal form of products.py, predicates in that of conditions.py.
@@ -231,6 +232,11 @@ def _conj(node: Expr) -> Expr | None:
     return None
 
 
+def _exp(node: Expr) -> Expr | None:
+    x = node.args[0]
+    return const(1, node.dtype) + x if x.op == "mul" and product_of(x).coefficient == 0 else None
+
+
 def _not(node: Expr) -> Expr | None:
     found = negated(node.args[0])
     return None if found is node else found
@@ -246,6 +252,6 @@ def _commute(node: Expr) -> Expr | None:
 
 _RULES: dict[str, Callable[[Expr], Expr | None]] = {
     "mul": _mul, "div": _div, "add": _add, "sub": _sub, "neg": _double_neg, "where": _where, "sum": _sum, "cast": _cast,
-    "pick": _pick, "real": _part_of_sum, "imag": _part_of_sum, "conj": _conj, "not": _not, "lt": comparison, "le": comparison,
-    "eq": _commute, "ne": _commute, "and": _commute, "or": _commute,
+    "pick": _pick, "real": _part_of_sum, "imag": _part_of_sum, "conj": _conj, "exp": _exp, "not": _not,
+    "lt": comparison, "le": comparison, "eq": _commute, "ne": _commute, "and": _commute, "or": _commute,
 }

@@ -53,7 +53,8 @@ def stage(region: Region, schedule: Schedule, number: int) -> tuple[Piece, Sweep
 
 CAPABILITIES = Capabilities(
     ops=frozenset(SPELLINGS) | SPELLED_BY_TYPE, dtypes=frozenset(DTYPES), compute=frozenset({"float32"}),
-    kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE, Kind.AFFINE)), shared=True, levels=8)
+    kinds=frozenset(k.value for k in (Kind.SUM, Kind.MAX, Kind.ARGMAX, Kind.LSE, Kind.AFFINE)), shared=True, levels=8,
+    recomputes=True)
 
 
 def whole(region: Region, kernels: Sequence[tuple[Piece, Sweep]]) -> Region:

@@ -105,9 +105,11 @@ def _plan(imported: Any, options: Options) -> Planned:
     executable, seconds = ops.find(key), dict[str, float]()
     if executable is None:
         hints = dict(program.hints)
-        plan = compile_program(program, Context(hints=hints, wrt=wrt, slab=wants_slab(program, wrt, target, options),
-                                                shared_sweep=target.capabilities.shared, eps=options.eps,
-                                                walk_tile=partial(target.walk_tile, hints=hints, options=options)))
+        able = target.capabilities
+        context = Context(hints=hints, wrt=wrt, slab=wants_slab(program, wrt, target, options), shared_sweep=able.shared,
+                          recomputes=able.recomputes, eps=options.eps,
+                          walk_tile=partial(target.walk_tile, hints=hints, options=options))
+        plan = compile_program(program, context)
         seconds = dict(plan.seconds)
 
         def build(region: Region) -> Any:
