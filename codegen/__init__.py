@@ -7,13 +7,13 @@ object that satisfies `Target`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from fuse.codegen.pairs import ComplexKernel, complex_names
-from fuse.ir.program import Region
+from fuse.ir.program import Region, Slab
 from fuse.reasons import Miss, Refused
 
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, int]], dict[str, torch.Tensor]]
@@ -31,6 +31,7 @@ class Capabilities:
     kinds      carry kinds (`Kind.value`)
     shared     carries may accumulate over grid axes (shared sweep)
     levels     how many sweeps one kernel may hold
+    slab       element types of the factors of a product for which gradients in the forward pay, and where
     recomputes exponentials are cheaper computed again at every point of the grid than read
     """
 
@@ -41,7 +42,7 @@ class Capabilities:
     shared: bool = True
     levels: int = 2
     recomputes: bool = False
-    slab: frozenset[str] = frozenset(("float64", "float32", "bfloat16", "float16"))
+    slab: Mapping[str, Slab] = field(default_factory=lambda: dict.fromkeys(("float64", "float32", "bfloat16", "float16"), Slab()))
 
 
 @dataclass(frozen=True)

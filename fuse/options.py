@@ -96,7 +96,7 @@ class Options:
 
     @property
     def slab(self) -> bool:
-        """May gradients be computed in the forward? Under "auto" the target has a say (see runtime.plan.wants_slab)."""
+        """May gradients be computed in the forward? Under "auto" the target has a say (see runtime.plan.wanted_slab)."""
         return self.schedule not in ("recompute", "least-memory")
 
     @property

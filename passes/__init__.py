@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from fuse.ir.program import Program, Region, on_values
+from fuse.ir.program import Program, Region, Slab, on_values
 from fuse.ir.verify import verify
 from fuse.passes.absorb import absorb
 from fuse.passes.boundaries import Tile, boundaries
@@ -17,7 +17,7 @@ from fuse.passes.differentiate import differentiate
 from fuse.passes.hoist import hoist, orient, regroup
 from fuse.passes.lower import Lowering
 from fuse.passes.masks import masks
-from fuse.passes.merge import Group, merge
+from fuse.passes.merge import Group, fits_beside, merge
 from fuse.passes.nest import nest
 from fuse.passes.plan import Plan, cut, restrict
 from fuse.passes.reassociate import reassociate
@@ -38,6 +38,7 @@ class Context:
     hints: Mapping[str, int] = field(default_factory=dict)
     wrt: tuple[str, ...] = ()
     slab: bool = True                # gradients may be computed in the forward where that is legal
+    beside: Slab = field(default_factory=Slab)     # and no larger than this
     shared_sweep: bool = True        # the target accumulates over a grid axis
     eps: float | str | None = None   # gradients may leave out what is smaller beside the row's cotangent; "auto" by type
     recomputes: bool = False         # the target rather computes an exponential again than reads it
@@ -52,8 +53,9 @@ Pass = Callable[[Program, Context], Program]
 def _regions(program: Program, context: Context) -> Program:
     virtual = virtual_of(program, context.hints)
     program = on_values(program, lambda roots: split_sums(expand_picks(roots), virtual, context.hints))
-    groups: list[Group] = merge(frontier(program, virtual), slab=context.slab, shared_sweep=context.shared_sweep,
-                                note=context.notes.append)
+    leaves = frontier(program, virtual)
+    slab = context.slab and fits_beside(context.beside, leaves, context.hints)
+    groups: list[Group] = merge(leaves, slab=slab, shared_sweep=context.shared_sweep, note=context.notes.append)
     context.backward_regions = {f"region{i}" for i, g in enumerate(groups) if g.backward}
     # Only with its row values hoisted is a region's body free of sums over the axes it walks.
     return hoist(Lowering(program, groups, context.eps).run(), costly=not context.recomputes)

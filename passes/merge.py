@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fuse.ir.expr import Axis, Expr, topological
-from fuse.ir.program import Kind
+from fuse.ir.program import Kind, Slab
+from fuse.ir.size import product
 from fuse.passes.products import product_of
 from fuse.passes.regions import Leaf, rows_only
 from fuse.passes.separate import Separated, separate
@@ -73,6 +74,18 @@ def merge(leaves: list[Leaf], *, slab: bool, shared_sweep: bool,
         if not any(g.member(leaf) for g in groups):
             _place(leaf, groups, table, backward=True, shared=shared_sweep, note=note)
     return groups
+
+
+def fits_beside(slab: Slab, leaves: list[Leaf], hints: Mapping[str, int]) -> bool:
+    """Whether the gradients summed over the rows of a slab are small enough, and the rows many enough."""
+    if slab == Slab():
+        return True
+    streams = {frozenset(leaf.streams) for leaf in leaves if leaf.forward}
+    sums = [leaf for leaf in leaves if not leaf.forward and frozenset(leaf.streams) not in streams]
+
+    def size(axes: tuple[Axis, ...]) -> int:
+        return product(a.extent for a in axes).evaluate(hints)
+    return bool(sums) and all(size(s.value.axes) <= slab.elements and size(s.streams) >= slab.rows for s in sums)
 
 
 def _place(leaf: Leaf, groups: list[Group], table: Mapping[Expr, Leaf], *, backward: bool, shared: bool,

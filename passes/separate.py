@@ -6,14 +6,18 @@ sympy expands the body in E = exp(s - m) and u = s - m (so that exp_sub(s, L) = 
 A term may join if its coefficient c holds no streamed symbol, k >= 0 (the rescale when the maximum moves is then at
 most 1) and n is a natural number. Growing factors, sums of quotients and logarithms of sums are refused: they need the
 final statistics, hence one more sweep. Powers of u stay together: expanded in s they cancel catastrophically.
+
+The weight of one distribution may meet the distance of another once (a divergence between two heads). There distances are
+those to the row's first score, which is about as close as the maximum and known beforehand, and the difference of both is
+accumulated: sum exp(t - m) ((t - t_0) - (s - s_0)) is small where the distributions are alike, as the divergence is.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fuse.ir.expr import Axis, Expr, cast, const, make, size
+from fuse.ir.expr import Axis, Expr, cast, const, iota, make, size, substitute, topological, where
 from fuse.ir.ops import OPS
 from fuse.ir.size import product
 from fuse.reasons import Miss
@@ -84,6 +88,8 @@ class _Translation:
     streamed: dict[Any, Expr | tuple[str, Expr]] = field(default_factory=dict)
     rows: dict[Any, Callable[[Any], Expr]] = field(default_factory=dict)
     names: dict[Any, Any] = field(default_factory=dict)
+    operands: dict[Expr, Expr] = field(default_factory=dict)
+    logarithms: set[Expr] = field(default_factory=set)      # -inf where the score is
 
     def symbol(self, key: Any, **assumptions: Any) -> Any:
         import sympy
@@ -140,6 +146,7 @@ class _Translation:
         if ell is not total:                  # exp(s - T) = exp(s - L) exp(L - T), the second a row value
             return self._statistic(make(x.op, s, ell)) * self._row(make("exp_sub", ell, total)) if x.op == "exp_sub" \
                 else self._statistic(make(x.op, s, ell)) + self._row(ell - total)
+        self.operands[ell] = s
         if x.op == "exp_sub":
             weight, inverse = self.symbol(("E", ell), positive=True), self.symbol(("1/l", ell), positive=True)
             self.streamed[weight] = ("E", ell)
@@ -149,6 +156,49 @@ class _Translation:
         self.streamed[distance] = ("u", ell)
         self.rows[log] = lambda resolver: make("log", resolver.pair(ell)[1])
         return distance - log
+
+
+    def unmixed(self, terms: tuple[Any, ...]) -> Any:
+        """The sum of the terms. Where the weight of one distribution meets the distance of another, all distances that it meets
+        are those to a first score."""
+        met = {x: self._met(x) for x in terms}
+        mixed = {(weight,) for weight, distance in met.values() if None not in (weight, distance) and weight is not distance}
+        out = 0
+        for term, (weight, ell) in met.items():
+            if (weight,) in mixed and ell is not None and (first := self._first(self.operands[ell])) is not None:
+                term = term.subs(self.names["u", ell], self._distance(ell, first))
+            out += term
+        return out
+
+    def _met(self, term: Any) -> tuple[Expr | None, Expr | None]:
+        """(weight, distance): the only distribution that weighs the term, and the only one whose distance is in it, once."""
+        parts = {x: part for x in term.free_symbols if isinstance(part := self.streamed.get(x), tuple)}
+        weights = [ell for name, ell in parts.values() if name == "E"]
+        distances = [ell for x, (name, ell) in parts.items() if name == "u" and term.as_powers_dict()[x] == 1]
+        alone = len(weights) == 1 and len(parts) == len(weights) + len(distances) == 2
+        return (weights[0], distances[0]) if alone else (None, None)
+
+    def _distance(self, ell: Expr, first: Expr) -> Any:
+        """s - m as (s - s_0) + (s_0 - L) + log l: the second is one value, so that equal distributions cancel."""
+        near, far = self.symbol(("s - s0", ell), real=True), self.symbol(("s0 - L", ell), real=True)
+        self.streamed[near] = distance = self.operands[ell] - first
+        self.logarithms.add(distance)
+
+        def offset(resolver: Any) -> Expr:
+            m, total = resolver.pair(ell)
+            away: Expr = (resolver.lower(first) - m) - make("log", total)
+            return away
+        self.rows[far] = offset
+        return near + far + self.names["log l", ell]
+
+    def _first(self, s: Expr) -> Expr | None:
+        """The score at the first position; 0 where that is not finite."""
+        bound = {a for e in topological([s]) if e.op != "iota" for k, v in e.attrs if k in ("axis", "axes")
+                 for a in (v if k == "axes" else (v,))}
+        if not bound.isdisjoint(self.streams) or any(a.extent == 0 for a in self.streams):
+            return None
+        first = substitute(s, {iota(a): const(0, "int64") for a in self.streams})
+        return where(make("eq", first - first, const(0, first.dtype)), first, 0)
 
 
 def _parts(total: Expr) -> list[Expr]:
@@ -165,6 +215,7 @@ def separate(body: Expr, streams: tuple[Axis, ...], statistics: Collection[Expr]
     if isinstance(form, Miss):
         return form
     terms: dict[Moment | None, Any] = {}
+    form = t.unmixed(sympy.Add.make_args(sympy.expand(form)))
     for term in sympy.Add.make_args(sympy.expand(form)):
         coefficient, streamed = term.as_independent(*t.streamed, as_Add=False)
         found = _moment(streamed, t, body.dtype)
@@ -176,14 +227,31 @@ def separate(body: Expr, streams: tuple[Axis, ...], statistics: Collection[Expr]
         elif found.lse is None and found.body.op == "const":
             moment, coefficient = None, coefficient * t.extent()
         terms[moment] = terms.get(moment, 0) + coefficient
+    terms = _joined(terms)
     return Separated(tuple(terms), tuple(terms.values()), t.rows)
+
+
+def _joined(terms: dict[Moment | None, Any]) -> dict[Moment | None, Any]:
+    """Weighted sums whose coefficients differ by a sign are one: what cancels between them does so before it is added up."""
+    out: dict[Moment | None, Any] = {}
+    for moment, coefficient in terms.items():
+        other = next((m for m, c in out.items() if c == -coefficient and _weighs_alike(m, moment)), None)
+        if other is None or moment is None:
+            out[moment] = coefficient
+        else:
+            out[replace(other, body=other.body - moment.body)] = out.pop(other)
+    return out
+
+
+def _weighs_alike(a: Moment | None, b: Moment | None) -> bool:
+    return a is not None and b is not None and a.lse is not None and replace(a, body=b.body) == b and a.moment == 0
 
 
 def _moment(streamed: Any, t: _Translation, dtype: str) -> Moment | Miss:
     """One product of streamed symbols as a moment."""
     lse: Expr | None = None
     exponent: int | float = 0
-    power, body = 0, const(1, dtype)
+    power, body, hidden, logarithm = 0, const(1, dtype), False, False
     for base, n in streamed.as_powers_dict().items():
         if base == 1:
             continue
@@ -193,6 +261,8 @@ def _moment(streamed: Any, t: _Translation, dtype: str) -> Moment | Miss:
         if isinstance(source, Expr):
             if not n.is_Integer:
                 return Miss("NOT_SEPARABLE", source.origin, f"the factor {streamed}")
+            hidden |= source.op == "cast" and source.args[0].dtype == "bool"
+            logarithm |= source in t.logarithms
             for _ in range(int(n)):
                 body = source if body.op == "const" else make("mul", body, source)
             continue
@@ -204,6 +274,6 @@ def _moment(streamed: Any, t: _Translation, dtype: str) -> Moment | Miss:
             exponent = int(n) if n.is_Integer else float(n)
         else:
             power = int(n)
-    if power and body.op == "cast" and body.args[0].dtype == "bool":
+    if hidden and (power or logarithm):
         return Miss("NOT_SEPARABLE", None, "a masked power of a logarithm")
     return Moment(body, lse, exponent, power)

@@ -427,3 +427,31 @@ def test_threads_that_run_one_compiled_function():
     for got, a in zip(found, inputs * 3, strict=True):
         for g, w in zip(got, values(step, again(a)), strict=True):
             assert error(g, w) <= 2e-6
+
+
+def divergence(h, W, t, U):
+    student, teacher = F.linear(h, W).log_softmax(-1), F.linear(t, U).log_softmax(-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_divergence_of_equal_heads_is_nothing(schedule):
+    h, W, _ = data(n=64, v=300)
+    found = values(compiled(divergence, schedule=schedule), [h, W, h.detach().clone(), W.detach().clone()])
+    assert found[0] == 0 and all(g.abs().max() < 1e-6 for g in found[1:])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("offset, apart", [(0.0, 1.0), (0.0, 1e-3), (3000.0, 1e-2)], ids=["far", "near", "large scores"])
+def test_a_divergence_errs_no_more_than_eager(schedule, offset, apart):
+    """Each row's scores are moved by a number that the softmax takes out again: what is accumulated must not feel it."""
+    h, W, _ = data(n=64, v=300)
+    W = torch.cat([W.detach(), torch.full((300, 1), offset)], 1).requires_grad_()
+    h = torch.cat([h.detach(), torch.ones(64, 1)], 1).requires_grad_()
+    g = torch.Generator().manual_seed(1)
+    args = [h, W, (h + apart * torch.randn(h.shape, generator=g)).detach(), W.detach().clone()]
+    exact = values(divergence, [x.detach().double().requires_grad_(x.requires_grad) for x in args])
+    eager, found = values(divergence, again(args)), values(compiled(divergence, schedule=schedule), again(args))
+    for right, theirs, ours in zip(exact, eager, found, strict=True):
+        errors = [float((x.double() - right).abs().max()) for x in (theirs, ours)]
+        assert errors[1] <= 2 * errors[0] + 1e-6 * float(right.abs().max()), errors

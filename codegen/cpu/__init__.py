@@ -15,13 +15,15 @@ from fuse.codegen.cpu.thin import thin
 from fuse.codegen.cpu.walk import WalkEmitter
 from fuse.codegen.lower import lower, refusal
 from fuse.codegen.tile import TileProgram
-from fuse.ir.program import Kind, Region
+from fuse.ir.program import Kind, Region, Slab
 from fuse.reasons import Miss
 
+# A product in bfloat16 is made again in the time that it takes to add its gradient to memory which no cache holds.
+HALF = Slab(elements=1 << 23, rows=4096)
 CAPABILITIES = Capabilities(
     ops=OPS, dtypes=frozenset(CTYPE), compute=frozenset({"float32", "float64"}),
     kinds=frozenset(k.value for k in Kind), shared=True, levels=8,
-    slab=frozenset(("float32", "float64")))
+    slab={"float32": Slab(), "float64": Slab(), "bfloat16": HALF})
 
 
 @dataclass(frozen=True)

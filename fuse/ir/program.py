@@ -5,6 +5,7 @@ defines stored buffers (`Define` by dense evaluation, `Region` by streaming) and
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -72,6 +73,15 @@ class Carry:
     @property
     def stores(self) -> tuple[str, ...]:
         return tuple(self.buffers)
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Where gradients may be computed in the forward, from rows of the virtual value that are staged: if at most `elements` of
+    a gradient are accumulated in memory beside them, over at least `rows` rows."""
+
+    elements: float = math.inf
+    rows: int = 0
 
 
 @dataclass(frozen=True)

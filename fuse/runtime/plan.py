@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from fuse.frontend.candidates import Candidate
 from fuse.frontend.value import where
 from fuse.ir.expr import Axis, rename_axes, topological
 from fuse.ir.kinds import kinds_of
-from fuse.ir.program import Program, Region, Term
+from fuse.ir.program import Program, Region, Slab, Term
 from fuse.ir.text import print_program
 from fuse.log import fail, miss_of
 from fuse.options import Options
@@ -106,7 +107,8 @@ def _plan(imported: Any, options: Options) -> Planned:
     if executable is None:
         hints = dict(program.hints)
         able = target.capabilities
-        context = Context(hints=hints, wrt=wrt, slab=wants_slab(program, wrt, target, options), shared_sweep=able.shared,
+        slab = wanted_slab(program, wrt, target, options)
+        context = Context(hints=hints, wrt=wrt, slab=slab is not None, beside=slab or Slab(), shared_sweep=able.shared,
                           recomputes=able.recomputes, eps=options.eps,
                           walk_tile=partial(target.walk_tile, hints=hints, options=options))
         plan = compile_program(program, context)
@@ -126,11 +128,15 @@ def _plan(imported: Any, options: Options) -> Planned:
     return Planned(imported, ops.register(key, executable), key, target.name, options.arch, seconds)
 
 
-def wants_slab(program: Program, wrt: tuple[str, ...], target: Target, options: Options) -> bool:
-    """Whether gradients may be computed in the forward: where the user says so, else where the target gains by it."""
+def wanted_slab(program: Program, wrt: tuple[str, ...], target: Target, options: Options) -> Slab | None:
+    """Where gradients may be computed in the forward: as the user says, else where the target gains by it for all types."""
     if options.schedule != "auto":
-        return options.slab
-    return target.capabilities.slab.issuperset(b.dtype for b in program.inputs if b.name in wrt and len(b.shape) > 1)
+        return Slab() if options.slab else None
+    found = [target.capabilities.slab.get(b.dtype) for b in program.inputs if b.name in wrt and len(b.shape) > 1]
+    known = [slab for slab in found if slab is not None]
+    if len(known) < len(found):
+        return None
+    return Slab(min((s.elements for s in known), default=math.inf), max((s.rows for s in known), default=0))
 
 
 def wanted_gradients(imported: Any, tensors: list[Tensor]) -> tuple[str, ...]:

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import pytest
 
-from fuse.ir.expr import const, lse, make, topological
+from fuse.ir.expr import Axis, Buffer, const, dot, iota, lse, make, read, topological, where
+from fuse.ir.size import Size
 from fuse.passes.separate import separate
 from fuse.reasons import Miss
-from tests.passes.builders import LABEL, SCORES, V, log_softmax, softmax
+from tests.passes.builders import LABEL, SCORES, N, V, log_softmax, softmax
 
 L = lse(SCORES, V)
 
@@ -55,6 +56,42 @@ def test_separable(body, want):
 ], ids=["log-eps", "clamp", "log1-p", "1/p", "p^-.5", "operand", "exp", "tanh"])
 def test_not_separable(body):
     found = split(body)
+    assert isinstance(found, Miss) and found.code == "NOT_SEPARABLE"
+
+
+K2 = Axis("k2", Size.of(3))
+ROWS, COLUMNS = (read(Buffer(name, "float32", (a.extent, K2.extent)), a, K2) for name, a in (("T", N), ("U", V)))
+OTHER = dot(ROWS, COLUMNS, K2)
+M = lse(OTHER, V)
+Q, LOGQ = make("exp_sub", OTHER, M), make("sub_lse", OTHER, M)
+SHOWN = make("lt", iota(V), const(5, "int64"))
+
+
+def split_two(body):
+    return separate(body, (V,), [L, M], lambda x: bool({L, M} & set(topological([x]))))
+
+
+@pytest.mark.parametrize("body, count", [
+    (P * (LOGP - LOGQ), 1),                                 # a divergence: one sum of differences
+    (Q * (LOGQ - LOGP) + P * (LOGP - LOGQ), 2),             # both ways
+    (P * LOGQ, 1),                                          # soft targets made by a model
+    (P * (LOGP - LOGQ) * 3.0 + P * SCORES, 2),
+], ids=["kl", "jeffreys", "cross", "and another"])
+def test_the_weight_of_one_distribution_meets_the_distance_of_another(body, count):
+    found = split_two(body)
+    assert not isinstance(found, Miss), found
+    weighed = [m for m in found.moments if m is not None]
+    assert len(weighed) == count and all((m.exponent, m.moment) == (1, 0) for m in weighed)
+
+
+@pytest.mark.parametrize("body", [
+    P * LOGQ * LOGQ,                                        # a square would cancel
+    P * Q,                                                  # two maxima
+    where(SHOWN, P * (LOGP - LOGQ), 0),                     # what is hidden may be -inf
+    P * LOGP * LOGQ,
+], ids=["square", "two weights", "masked", "two distances"])
+def test_what_two_distributions_may_not_share_a_sweep_for(body):
+    found = split_two(body)
     assert isinstance(found, Miss) and found.code == "NOT_SEPARABLE"
 
 
