@@ -7,7 +7,7 @@ import pytest
 
 from fuse.ir.expr import Axis, Buffer, const, dot, iota, lse, make, read, reduce_, sum_, topological, where
 from fuse.ir.ops import LEAVES, OPS, boolean, integer_
-from fuse.ir.program import Kind, Output, Program, Term
+from fuse.ir.program import Kind, Output, Program, Slab, Term
 from fuse.ir.size import Size
 from fuse.passes import Context, Plan, compile_program
 from fuse.passes.differentiate import LOCALLY_CONSTANT
@@ -29,6 +29,13 @@ def test_a_scalar_loss_is_one_region_of_two_sweeps_and_an_empty_backward():
     p = plan(cross_entropy())
     assert sweeps(p.forward) == [2] and sweeps(p.backward) == []
     assert len(p.handed_over) == 2
+
+
+@pytest.mark.parametrize("elements, rows, staged", [(0, 0, True), (-1, 0, False), (0, 1, False)])
+def test_gradients_join_the_forward_where_they_are_small_and_rows_are_many(elements, rows, staged):
+    n, v, k = SIZES["N"], SIZES["V"], SIZES["D"]
+    p = plan(cross_entropy(), beside=Slab(v * k + elements, n + rows))
+    assert (p.backward is None or not p.backward.regions) is staged and sweeps(p.forward) == [2 if staged else 1]
 
 
 def test_recompute_keeps_the_forward_to_one_sweep():
