@@ -554,6 +554,21 @@ def nt_xent(h):
     return F.cross_entropy(s, (torch.arange(n) + n // 2) % n)
 
 
+@form()
+def nt_xent_filled_diagonal(h):
+    z = F.normalize(h.reshape(-1, h.shape[-1]), dim=-1)
+    n = z.shape[0]
+    return F.cross_entropy((z @ z.T / 0.5).fill_diagonal_(-1e9), (torch.arange(n) + n // 2) % n)
+
+
+@form()
+def nt_xent_indexed_diagonal(h):
+    z = F.normalize(h.reshape(-1, h.shape[-1]), dim=-1)
+    s, i = z @ z.T / 0.5, torch.arange(z.shape[0])
+    s[i, i] = float("-inf")
+    return F.cross_entropy(s, (i + len(i) // 2) % len(i))
+
+
 @form(regions=2)
 def clip_two_matrices(h, teacher, scale):
     a, b = (F.normalize(t.reshape(-1, t.shape[-1]), dim=-1) for t in (h, teacher))

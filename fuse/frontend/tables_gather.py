@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from fuse.frontend.index import ZERO, Linear, decided, linear
@@ -284,18 +285,50 @@ def _scatter(pull: Pull, v: Value, idx: Index) -> Expr:
 
 
 def _index_put(pull: Pull, v: Value, idx: Index) -> Expr:
-    """x[mask] = value with one boolean mask over leading or trailing dimensions and a scalar value."""
+    """x[mask] = value with one boolean mask over leading or trailing dimensions, or x[i, i] = value; a scalar value."""
     src, indices, value = source(v), list(v.args["indices"]), v.args["values"]
     while indices and indices[-1] is None:
         indices.pop()
     lead = next((k for k, t in enumerate(indices) if t is not None), 0)
-    if len(indices) != lead + 1 or indices[lead].dtype != "bool" or product(value.shape) != 1 or v.args.get("accumulate"):
-        raise Refused(Miss("MUTATION", v.where, "an indexed assignment other than a scalar under one boolean mask"))
-    mask = indices[lead]
-    hit = pull.at_argument(v, mask, broadcast(mask.shape, idx[lead:lead + len(mask.shape)]))
+    masked = len(indices) == lead + 1 and indices[lead].dtype == "bool"
+    hit = _masked(pull, v, indices[lead], idx[lead:]) if masked else _on_diagonal(pull, v, indices, idx)
+    if hit is None or product(value.shape) != 1 or v.args.get("accumulate"):
+        raise Refused(Miss("MUTATION", v.where, "an indexed assignment of more than a number, or not under a mask or on a diagonal"))
     fill, x = harmonise(pull.at_argument(v, value, (Linear(),) * len(value.shape)), pull.at_argument(v, src, idx),
                         dtype=compute_type(v.dtype))
     return where(hit, fill, x)
+
+
+def _masked(pull: Pull, v: Value, mask: Value, idx: Index) -> Expr:
+    return pull.at_argument(v, mask, broadcast(mask.shape, idx[:len(mask.shape)]))
+
+
+def _on_diagonal(pull: Pull, v: Value, indices: Sequence[Value | None], idx: Index) -> Expr | None:
+    """Is the element written by x[i + a, i + b, ...] = value? None unless every index is such an i + a, of one length."""
+    places = [(t, i) for t, i in zip(indices, idx, strict=False) if t is not None]
+    if len(places) < 2 or len(places) < len(indices) or any(len(t.shape) != 1 for t, _ in places) \
+            or len({t.shape for t, _ in places}) > 1:
+        return None
+    steps = list[Linear]()
+    (length,), extents = places[0][0].shape, source(v).shape
+    for (t, i), extent in zip(places, extents, strict=False):
+        first = linear(pull.at_argument(v, t, (Linear(),)))
+        start = first.constant
+        if start is None or linear(pull.at_argument(v, t, (i,))) != i + first \
+                or not (start.nonnegative() and (extent - start - length).nonnegative()):
+            return None
+        steps.append(i - first)
+    whole = all(i == step and extent == length for (_, i), step, extent in zip(places, steps, extents, strict=False))
+    hits = [make("eq", steps[0].expr(), step.expr()) for step in steps[1:]]
+    return reduce(lambda a, b: make("and", a, b), hits if whole else [*hits, _between(steps[0], length, True, True)])
+
+
+def _fill_diagonal(pull: Pull, v: Value, idx: Index) -> Expr:
+    src = source(v)
+    if len(src.shape) != 2 or (v.args.get("wrap") and src.shape[0] != src.shape[1]):
+        raise Refused(Miss("UNSUPPORTED_OP", v.where, "the diagonal of more than two dimensions, or of one that wraps"))
+    x = pull.at_argument(v, src, idx)
+    return where(make("eq", idx[0].expr(), idx[1].expr()), const(v.args["fill_value"], x.dtype), x)
 
 
 def _write(pull: Pull, v: Value, idx: Index) -> Expr:
@@ -333,5 +366,5 @@ GATHERS: dict[str, Rule] = {
 }
 ARRANGED: dict[str, Rule] = {
     "pad": _pad, "constant_pad_nd": _pad, "cat": _cat, "concat": _cat, "stack": _cat, "scatter": _scatter,
-    "scatter_add": _scatter, "index_put": _index_put, "write": _write,
+    "scatter_add": _scatter, "index_put": _index_put, "fill_diagonal": _fill_diagonal, "write": _write,
 }

@@ -144,6 +144,20 @@ def test_row_selection_by_a_mask_says_what_is_missing() -> None:
     assert codes == ["UNSUPPORTED_OP"] and "boolean mask" in str(misses[0])
 
 
+@pytest.mark.parametrize("assign, code", [
+    (lambda x, n, y: x.index_put((n, n.flip(0)), torch.tensor(1.0)), "MUTATION"),
+    (lambda x, n, y: x.index_put((n, y), torch.tensor(1.0)), "MUTATION"),
+    (lambda x, n, y: x.index_put((n, n), torch.arange(len(n)).float()), "MUTATION"),
+    (lambda x, n, y: x.index_put((n, n), torch.tensor(1.0), accumulate=True), "MUTATION"),
+    (lambda x, n, y: x.clone().repeat(1, 1).fill_diagonal_(1.0, wrap=True), "UNSUPPORTED_OP"),
+], ids=["mirrored", "labels", "values", "accumulated", "wrapped"])
+def test_assignments_that_are_no_diagonal_of_one_value(assign, code) -> None:
+    def f(h, w, y):
+        x = F.linear(h.reshape(-1, h.shape[-1]), w)
+        return assign(x, torch.arange(x.shape[0]), y.reshape(-1)).logsumexp(-1)
+    assert look_at(f)[1] == [code]
+
+
 def test_an_operand_written_while_it_is_in_use() -> None:
     def late(h, w, y):
         x = F.linear(h, w)

@@ -51,6 +51,7 @@ POINTWISE = {
     "cat": lambda x: torch.cat([x, x * 2], -1) ** 2, "stack": lambda x: torch.stack([x, -x]).amax(0),
     "detach": lambda x: x.detach() * x, "in_place": lambda x: (x * 1).mul_(2).add_(1),
     "assigned": lambda x: assigned(x), "assigned_mask": lambda x: assigned_mask(x),
+    "assigned_diagonal": lambda x: assigned_diagonal(x),
     "fill": lambda x: x + torch.full_like(x, 0.5),
     "zeros_like": lambda x: x + torch.zeros_like(x) + torch.ones_like(x),
     "new": lambda x: x * x.new_ones(V) + x.new_zeros(V), "arange": lambda x: x * torch.arange(V),
@@ -75,6 +76,15 @@ def assigned_mask(x):
     x[x > 0.5] = 0.0
     x[..., torch.arange(V) % 2 == 0] = 1.5
     return x
+
+
+def assigned_diagonal(x):
+    x = x.reshape(-1, V) * 1
+    n = torch.arange(len(x))
+    x.fill_diagonal_(0.5)
+    x[n, n + 1] = -1.0
+    x[n[:3] + 2, n[:3]] = 2.0
+    return x.view(B, T, V)
 
 
 FLAT = ("pad", "cat", "remainder", "isnan", "nan_to_num", "floor_divide")     # another width than x, or no derivative here
