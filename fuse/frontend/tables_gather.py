@@ -293,7 +293,7 @@ def _index_put(pull: Pull, v: Value, idx: Index) -> Expr:
     masked = len(indices) == lead + 1 and indices[lead].dtype == "bool"
     hit = _masked(pull, v, indices[lead], idx[lead:]) if masked else _on_diagonal(pull, v, indices, idx)
     if hit is None or product(value.shape) != 1 or v.args.get("accumulate"):
-        raise Refused(Miss("MUTATION", v.where, "an indexed assignment of more than a number, or not under a mask or on a diagonal"))
+        raise Refused(Miss("MUTATION", v.where, "an indexed assignment of several numbers, or not under a mask or on a diagonal"))
     fill, x = harmonise(pull.at_argument(v, value, (Linear(),) * len(value.shape)), pull.at_argument(v, src, idx),
                         dtype=compute_type(v.dtype))
     return where(hit, fill, x)
