@@ -495,6 +495,9 @@ template <class T> SHARED void add_up(T* p, int64_t n, int64_t parts) {
   }
 }
 template <class T> INLINE void copy_to(const T* from, int64_t n, T* to) { std::memcpy(to, from, n * sizeof(T)); }
+template <class S, class T> SHARED void copy_to(const S* from, int64_t n, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = T(from[i]);
+}
 // Column `entry` of a tile with n elements a column: zero in the first tile of a walk, then column `last` of the tile before.
 template <class T> SHARED void enter(T* p, int64_t n, bool first, int64_t entry, int64_t last) {
   if (first) std::memset(p + entry * n, 0, n * sizeof(T));

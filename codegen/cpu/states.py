@@ -2,7 +2,7 @@
 
 A state of scope "row" is a workspace array of one row tile. One of scope "grid" accumulates in memory of its full shape:
 in the output itself if that has the same element type and axis order, else in shared workspace that is copied at the end.
-Plain sums of float32 are kept in double; matrix products accumulate in their own type.
+Plain sums of float32 are kept in double, running sums from tile to tile; matrix products accumulate in their own type.
 """
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import replace
 from fuse.codegen.cpu.context import Array, Context
 from fuse.codegen.cpu.frame import Frame
 from fuse.codegen.cpu.nests import Nests
+from fuse.codegen.cpu.riders import states_of
 from fuse.codegen.cpu.spell import CTYPE, LOWEST
 from fuse.codegen.cpu.values import ctype_of_sum
 from fuse.codegen.tile import State, Update
@@ -24,6 +25,7 @@ class States:
         self.slab: dict[int, Array] = {}
         updates = [u for level in self.program.levels for u in level.updates]
         self.update_of: dict[str, Update] = {u.state: u for u in updates}
+        self.running = {state for s in self.program.scans if s.a is None for _, state in states_of(s)}
 
     def array(self, name: str) -> Array:
         return self.arrays[name]
@@ -32,6 +34,7 @@ class States:
         """(name, C++ type, identity) of the arrays that make up a state."""
         dtype = CTYPE[state.compare]
         if state.kind is Kind.AFFINE:
+            dtype = ctype_of_sum(state.dtype) if state.name in self.running else dtype
             return [(state.name, dtype, f"{dtype}(0)")]
         u = self.update_of[state.name]
         if state.kind is Kind.LSE:

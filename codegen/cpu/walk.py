@@ -237,22 +237,32 @@ class WalkEmitter(Emitter):
         """h = a h + b, one column after the other, and the sums that ride along."""
         parts, body = states_of(s), at.body
         for value, state in parts:
-            at.state(f"h_{state}", self.ctx.ctype(value), self.states.array(state))
+            self.hold_state(state, self.ctx.ctype(value), at)
         keep = not alone and s.out.id not in self.riders.spent
         arrays = [self.kept(s, value, state, at, col, value.id in local) for value, state in parts] if keep else []
         riding = [] if alone else [self.board(r, col) for r in self.riders.of(s) if not self.rehearsing or isinstance(r, Reduce)]
         for r in riding:
             self.hold_sum(r, at)
         self.hold_steady([*operands(s), *(r.value for r in riding)], {v.id for v, _ in parts}, at)
-        old = [at.at(f"h_{state}") for _, state in parts]
-        for (value, _), new in zip(parts, self.recurrence(s, old, body), strict=True):
+        news = self.running_sum(s, at) if s.a is None else self.recurrence(s, [at.at(f"h_{state}") for _, state in parts], body)
+        for (value, _), new in zip(parts, news, strict=True):
             body.add(f"const {self.ctx.ctype(value)} h{value.id} = {new};")
-        for k, (value, _) in enumerate(parts):
-            body.add(f"{old[k]} = h{value.id};", *([f"{self.nests.target(arrays[k], body)} = h{value.id};"] if keep else []))
+        for k, (value, state) in enumerate(parts):
+            body.add(*([f"{at.at(f'h_{state}')} = h{value.id};"] if s.a is not None else []),
+                     *([f"{self.nests.target(arrays[k], body)} = h{value.id};"] if keep else []))
             body.names[value.id] = f"h{value.id}"
         for r in riding:
             self.add_to(r, at)
         at.close()
+
+    def hold_state(self, state: str, ctype: str, at: Pass) -> None:
+        """A running sum forgets no rounding error: what the tile adds to it starts from zero."""
+        array = self.states.array(state)
+        if state in self.states.running:
+            at.hold(f"e_{state}", ctype, lambda each: self.nests.target(array, each))
+            at.sum(f"h_{state}", ctype, array)
+        else:
+            at.state(f"h_{state}", ctype, array)
 
     def fill(self, value: Value, blocks: Blocks) -> None:
         """A local value for all columns of a block; if it is read one column away, that of the tile before comes along."""
@@ -303,7 +313,7 @@ class WalkEmitter(Emitter):
         array = at.blocks.local(value, s.reverse)
         if value.id in self.passed:
             entry = at.column_of(array, "nc") if s.reverse else at.column_of(replace(array, start=""), "0")
-            at.assign(lambda each: (entry(each), "=", at.at(f"h_{state}")))
+            at.assign(lambda each: (entry(each), "=", at.at(f"{'h' if s.a is not None else 'e'}_{state}")))
         at.blocks.frame.things["array", value.id] = array
         return array
 
@@ -312,12 +322,16 @@ class WalkEmitter(Emitter):
             assert value is not None
             return self.values.get(value, body)
         if s.imaginary is None:
-            return [f"{name(s.a)} * {old[0]} + {name(s.b)}" if s.a is not None else f"{old[0]} + {name(s.b)}"]
+            return [f"{name(s.a)} * {old[0]} + {name(s.b)}"]
         summands, (re, im) = [self.summand(s.b, body), self.summand(s.imaginary.b, body)], old
-        if s.a is None:
-            return [f"{b}{h}" for h, b in zip(old, summands, strict=True)]
         a, i = name(s.a), name(s.imaginary.a)
         return [f"{summands[0]}{a} * {re} - {i} * {im}", f"{summands[1]}{a} * {im} + {i} * {re}"]
+
+    def running_sum(self, s: Scan, at: Pass) -> list[str]:
+        """What the tile was entered with, and what it has added so far."""
+        terms = [s.b, *([s.imaginary.b] if s.imaginary else [])]
+        return [f"{at.at(f'e_{state}')} + ({at.at(f'h_{state}')} += {self.values.get(b, at.body)})"
+                for b, (_, state) in zip(terms, states_of(s), strict=True)]
 
     def summand(self, value: Value, body: Frame) -> str:
         """First, so that each state is two steps behind the one before: it is known early. A zero is left out."""

@@ -14,7 +14,7 @@ from fuse.codegen.lower import lower
 from fuse.codegen.pairs import ComplexKernel, complex_names
 from fuse.codegen.tile import Scan, Shift
 from fuse.codegen.walk import lanes
-from fuse.ir.expr import Expr, make, sum_, topological
+from fuse.ir.expr import Expr, const, make, sum_, topological
 from fuse.ir.program import Carry, Emit, Kind, Region
 from fuse.ir.reference import run_steps
 from fuse.passes import Context, compile_program
@@ -166,3 +166,18 @@ def test_an_axis_that_a_scan_mixes_is_no_lane() -> None:
         lower(region, False, d.name)
     normalised = scanning(H, Emit("e", H * sum_(H, d), (t, d)))
     assert lanes(normalised, {"T": 4, "D": 8}) == []
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lane", ["", "d"])
+def test_a_long_running_sum_forgets_no_rounding_errors(reverse: bool, lane: str, quick_builds: None) -> None:  # noqa: F811
+    """Those of the 64 steps of one tile are left, about 8 halves of a unit; rounded at every step it would err by hundreds."""
+    total = make("scan", const(1, "float32"), X, axis=t, reverse=reverse)
+    region = Region("r", (t,), (), (Carry("h", Kind.AFFINE, total, (t,), (d,)),), (Emit("e", total, (t, d)),), reverse)
+    sizes, x = {"T": 40000, "D": 5}, torch.rand(40000, 5, generator=torch.Generator().manual_seed(0))
+    schedule = Schedule("recompute", (("row", 64), ("col", 64)), "grid", (("lane", lane),) if lane else ())
+    found = run(region, schedule, {"x": x}, sizes)
+    flip = (lambda y: y.flip(0)) if reverse else (lambda y: y)
+    exact = flip(flip(x.double()).cumsum(0))
+    assert ((found["e"] - exact).abs() / exact).max() < 4 * torch.finfo(torch.float32).eps
+    assert ((found["h"] - exact[0 if reverse else -1]).abs() / x.double().sum(0)).max() < torch.finfo(torch.float32).eps
