@@ -17,7 +17,7 @@ from fuse.ir.expr import Axis, Expr, topological
 from fuse.ir.program import Carry, Kind, Program, Region, stored
 from fuse.ir.size import Size, product
 
-SHARE = 0.5       # of the bytes that the forward region emits
+SHARE = 0.5       # of the elements that the forward region emits
 Tile = Callable[[Region], tuple[int, str] | None]
 
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from time import perf_counter
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -172,10 +173,10 @@ def target_named(name: str) -> Target:
 
 
 def key_of(program: Program, wrt: tuple[str, ...], target: str, options: Options) -> str:
-    """Equal in every process that imports an equal program under equal options; sizes seen while compiling count, since
-    they choose schedules."""
+    """Equal in every process that imports an equal program under equal options; sizes seen while compiling count, and how many
+    threads there are, since they choose schedules, and these what is kept for the backward."""
     parts = (canonical_text(program), repr(sorted(wrt)), repr(sorted(program.hints)), target, options.digest,
-             repr(options.strict))
+             repr(options.strict), repr(torch.get_num_threads()))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
