@@ -13,11 +13,11 @@ from fuse.codegen.cpu.context import Array
 from fuse.codegen.cpu.emit import Dims, Emitter
 from fuse.codegen.cpu.folds import Fold
 from fuse.codegen.cpu.frame import Frame
+from fuse.codegen.cpu.recurrence import Step
 from fuse.codegen.cpu.riders import Rider, Riders, Riding, states_of, summand
 from fuse.codegen.cpu.spell import LOWEST
 from fuse.codegen.tile import (
     Affine,
-    Const,
     Imaginary,
     Level,
     Load,
@@ -244,8 +244,7 @@ class WalkEmitter(Emitter):
         for r in riding:
             self.hold_sum(r, at)
         self.hold_steady([*operands(s), *(r.value for r in riding)], {v.id for v, _ in parts}, at)
-        news = self.running_sum(s, at) if s.a is None else self.recurrence(s, [at.at(f"h_{state}") for _, state in parts], body)
-        for (value, _), new in zip(parts, news, strict=True):
+        for (value, _), new in zip(parts, Step(s, self.program, self.values, at).states, strict=True):
             body.add(f"const {self.ctx.ctype(value)} h{value.id} = {new};")
         for k, (value, state) in enumerate(parts):
             body.add(*([f"{at.at(f'h_{state}')} = h{value.id};"] if s.a is not None else []),
@@ -256,7 +255,6 @@ class WalkEmitter(Emitter):
         at.close()
 
     def hold_state(self, state: str, ctype: str, at: Pass) -> None:
-        """A running sum forgets no rounding error: what the tile adds to it starts from zero."""
         array = self.states.array(state)
         if state in self.states.running:
             at.hold(f"e_{state}", ctype, lambda each: self.nests.target(array, each))
@@ -316,27 +314,6 @@ class WalkEmitter(Emitter):
             at.assign(lambda each: (entry(each), "=", at.at(f"{'h' if s.a is not None else 'e'}_{state}")))
         at.blocks.frame.things["array", value.id] = array
         return array
-
-    def recurrence(self, s: Scan, old: list[str], body: Frame) -> list[str]:
-        def name(value: Value | None) -> str:
-            assert value is not None
-            return self.values.get(value, body)
-        if s.imaginary is None:
-            return [f"{name(s.a)} * {old[0]} + {name(s.b)}"]
-        summands, (re, im) = [self.summand(s.b, body), self.summand(s.imaginary.b, body)], old
-        a, i = name(s.a), name(s.imaginary.a)
-        return [f"{summands[0]}{a} * {re} - {i} * {im}", f"{summands[1]}{a} * {im} + {i} * {re}"]
-
-    def running_sum(self, s: Scan, at: Pass) -> list[str]:
-        """What the tile was entered with, and what it has added so far."""
-        terms = [s.b, *([s.imaginary.b] if s.imaginary else [])]
-        return [f"{at.at(f'e_{state}')} + ({at.at(f'h_{state}')} += {self.values.get(b, at.body)})"
-                for b, (_, state) in zip(terms, states_of(s), strict=True)]
-
-    def summand(self, value: Value, body: Frame) -> str:
-        """First, so that each state is two steps behind the one before: it is known early. A zero is left out."""
-        source = self.program.defines[value.id]
-        return "" if isinstance(source, Const) and source.value == 0 else f"{self.values.get(value, body)} + "
 
     # ---- sums that ride along with a scan ---------------------------------------------------------------------------
 

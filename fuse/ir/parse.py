@@ -217,10 +217,7 @@ class Parser:
         streams = self.named_axes(line, "(", ")")
         line.expect("grid")
         grid = self.named_axes(line, "(", ")")
-        tile = 0
-        if line.accept("tile"):
-            line.expect("=")
-            tile = int(line.number_())
+        tile = self.number_of(line, "tile")
         reverse = line.accept("reverse")
         line.expect("{")
         line.end()
@@ -250,9 +247,8 @@ class Parser:
         over = self.named_axes(line, "(", ")")
         options: dict[str, Any] = {}
         readers: dict[str, Any] = dict.fromkeys(("exponent", "moment", "level", "eps"), line.number_)
+        readers |= dict.fromkeys(("scale", "entry"), lambda: self.expression(line)) | {"final": lambda: line.take() == "true"}
         readers |= {"relative_to": line.name, "storage": line.name, "boundary": lambda: self.named_axes(line, "(", ")")}
-        readers["final"] = lambda: line.take() == "true"
-        readers |= dict.fromkeys(("scale", "entry"), lambda: self.expression(line))
         while not line.accept("="):
             key = line.take()
             if key not in readers:
@@ -261,13 +257,16 @@ class Parser:
             options[key] = readers[key]()
         return Carry(name, Kind(word), self.expression(line), over, axes, **options)
 
+    def number_of(self, line: Line, option: str) -> int:
+        if line.accept(option):
+            line.expect("=")
+            return int(line.number_())
+        return 0
+
     def emit(self, line: Line) -> Emit:
         line.take()
         name, axes = line.name(), self.named_axes(line, "[", "]")
-        level = 0
-        if line.accept("level"):
-            line.expect("=")
-            level = int(line.number_())
+        level = self.number_of(line, "level")
         line.expect("=")
         return Emit(name, self.expression(line), axes, level)
 

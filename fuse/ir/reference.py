@@ -25,7 +25,7 @@ from fuse.ir.align import align, expand
 from fuse.ir.evaluate import Evaluator, factors, linear_scan, lowest
 from fuse.ir.expr import Axis, Expr, IRError, make
 from fuse.ir.program import Carry, Define, Kind, Program, Region
-from fuse.ir.tiling import Spans, boxes
+from fuse.ir.tiling import Spans, boxes, entered
 
 Tensors = Mapping[str, Tensor]
 Sizes = Mapping[str, int]
@@ -125,8 +125,7 @@ class RegionRun:
         else:
             for j in range(carry.moment + 1):
                 self.state[moment(carry, j)] = self._empty(carry.axes, dtype, 0)
-            if carry.boundary:
-                self.state[f"at.{carry.name}"] = self._empty(carry.boundary, dtype, 0)
+            self.state |= {n: self._empty(axes, dtype, 0) for n, axes in carry.buffers.items() if n not in self.state}
 
     def run(self) -> dict[str, Tensor]:
         for level in range(self.region.sweeps):
@@ -137,8 +136,7 @@ class RegionRun:
         out = dict(self.emitted)
         for carry in self.region.carries:
             for name in carry.stores:
-                source = f"{name}.at" if carry.kind is Kind.ARGMAX else name
-                value = self.state[source]
+                value = self.state[f"{name}.at" if carry.kind is Kind.ARGMAX else name]
                 out[name] = value.to(self.ev.dtype(carry.storage)) if carry.storage else value
         return out
 
@@ -183,9 +181,7 @@ class RegionRun:
 
     def carry_of(self, node: Expr) -> tuple[Carry, str]:
         name = node["name"]
-        if name in self.carries:
-            return self.carries[name], ""
-        return self.carries[name[:-2]], name[-2:]
+        return (self.carries[name], "") if name in self.carries else (self.carries[name[:-2]], name[-2:])
 
 
 def moment(carry: Carry, j: int) -> str:
@@ -246,17 +242,12 @@ class Tile:
 
     def store_boundaries(self) -> None:
         """The states with which those tiles of `Region.tile` positions are entered that begin in this one."""
-        step = self.walk.region.tile
         for carry in (c for c in self.walk.region.carries if c.boundary):
-            (stream,), reverse = carry.over, carry.body["reverse"]
-            values, start = self.positions(carry)
-            low, high = self.ev.span(stream)
-            length = self.walk.ev.count(stream)
+            (stream,), (values, start) = carry.over, self.positions(carry)
             out = self.walk.view(f"at.{carry.name}", carry.boundary, self.window)
-            for k in range(-(-length // step)):
-                first = min((k + 1) * step, length) - 1 if reverse else k * step
-                if low <= first < high:
-                    out[k] = align(values[(first + 1 if reverse else first - 1) - start], carry.axes, carry.boundary[1:])
+            at = self.walk.ev.count(stream), self.walk.region.tile, self.ev.span(stream), carry.body["reverse"]
+            for k, position in entered(*at):
+                out[k] = align(values[position - start], carry.axes, carry.boundary[1:])
 
     def read_positions(self, carry: Carry, node: Expr, ev: Evaluator) -> Tensor:
         (stream,) = carry.over

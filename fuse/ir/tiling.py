@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fuse.ir.expr import Axis
 
@@ -20,3 +20,11 @@ def boxes(axes: Sequence[Axis], sizes: Mapping[str, int], limit: int | None) -> 
     spans = [[(i, min(i + step, n)) for i in range(0, n, step)]
              for n, step in zip(counts, reversed(steps), strict=True)]
     return [dict(zip(axes, box, strict=True)) for box in itertools.product(*spans)]
+
+
+def entered(length: int, step: int, span: tuple[int, int], reverse: bool) -> Iterator[tuple[int, int]]:
+    """(tile, position of the state with which it is entered) of the tiles of `step` positions that a scan enters in `span`."""
+    for k in range(-(-length // step)):
+        first = min((k + 1) * step, length) - 1 if reverse else k * step
+        if span[0] <= first < span[1]:
+            yield k, first + 1 if reverse else first - 1
