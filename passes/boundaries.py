@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from fuse.ir.expr import Axis, Expr, topological
+from fuse.ir.expr import COMPLEXES, Axis, Expr, topological
 from fuse.ir.program import Carry, Kind, Program, Region, stored
 from fuse.ir.size import Size, product
 
@@ -29,7 +29,7 @@ def boundaries(program: Program, backward: Collection[str], tile: Tile, hints: M
     for late in (r for r in program.regions if r.name in backward):
         scans = {c.body for c in late.carries if c.kind is Kind.AFFINE and c.body["reverse"] != late.reverse}
         early = next((r for r in program.regions if r.name not in backward and scans <= _along(r)), None)
-        if early is None or not scans or any(c.name in read for c in late.carries if c.body in scans):
+        if early is None or not scans or not _length(early) or any(c.name in read for c in late.carries if c.body in scans):
             continue
         length, lane = tile(late) or (0, "")
         first = steps[early.name]
@@ -49,17 +49,20 @@ def _length(region: Region) -> int:
     return region.streams[0].extent.constant or 0
 
 
+def _tiles(region: Region, tile: int) -> int:
+    return -(-_length(region) // tile)
+
+
 def _few(region: Region, scans: Collection[Expr], tile: int, hints: Mapping[str, int]) -> bool:
     """Do the states at boundaries take little memory beside what the region emits along the stream?"""
     def each(axes: Collection[Axis]) -> int:
         return product(a.extent for a in axes if a not in region.streams).evaluate(hints)
-    tiles = -(-_length(region) // tile)
-    kept = sum(tiles * each(s.axes) * (2 if s.dtype.startswith("complex") else 1) for s in scans)
+    kept = sum(_tiles(region, tile) * each(s.axes) * (2 if s.dtype in COMPLEXES else 1) for s in scans)
     return 0 < kept <= SHARE * sum(_length(region) * each(e.axes) for e in region.emits)
 
 
 def _storing(region: Region, scans: Collection[Expr], tile: int, lane: str) -> Region:
-    counter = Axis(f"{region.streams[0].name}.tile", Size.of(-(-_length(region) // tile)))
+    counter = Axis(f"{region.streams[0].name}.tile", Size.of(_tiles(region, tile)))
 
     def one(c: Carry) -> Carry:
         if c.kind is not Kind.AFFINE or c.body not in scans or c.boundary:

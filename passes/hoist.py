@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 
 from fuse.ir.expr import COMPLEXES, FLOATS, Axis, Expr, make, rebuild, rewrite, topological
-from fuse.ir.program import Carry, Define, Kind, Program, Region, Step, stored
+from fuse.ir.program import Carry, Define, Kind, Program, Region, Step, on_values, stored
 from fuse.passes.products import Product, product_of
 
 Key = tuple[tuple[int, ...], str, str]      # roles, op, hash of the structure
@@ -33,19 +33,17 @@ def hoist(program: Program, costly: bool = True) -> Program:
     """Puts a Define before the first region that needs it."""
     names: dict[Expr, Expr] = {}
     steps: list[Step] = []
-    roots = [t.value for o in program.outputs for t in o.terms]
     for step in program.steps:
         if isinstance(step, Region):
             step, new = _hoisted(step, names, _worth_storing)
             if costly:
                 step, more = _hoisted(step, names, partial(_repeated, names=names))
-                roots = _read(_read(roots, new, names), more, names) if more else roots
+                for defined in (new, more) if more else ():
+                    program = on_values(program, partial(_read, defined=defined, names=names))
                 new += more
             steps += new
         steps.append(step)
-    done = iter(roots)
-    outputs = tuple(replace(o, terms=tuple(replace(t, value=next(done)) for t in o.terms)) for o in program.outputs)
-    return replace(program, steps=tuple(steps), outputs=outputs)
+    return replace(program, steps=tuple(steps))
 
 
 def _read(roots: list[Expr], defined: list[Define], names: dict[Expr, Expr]) -> list[Expr]:

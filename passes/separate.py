@@ -157,15 +157,14 @@ class _Translation:
         self.rows[log] = lambda resolver: make("log", resolver.pair(ell)[1])
         return distance - log
 
-
     def unmixed(self, terms: tuple[Any, ...]) -> Any:
         """The sum of the terms. Where the weight of one distribution meets the distance of another, all distances that it meets
         are those to a first score."""
         met = {x: self._met(x) for x in terms}
-        mixed = {(weight,) for weight, distance in met.values() if None not in (weight, distance) and weight is not distance}
+        mixed = {weight for weight, distance in met.values() if weight is not distance}
         out = 0
         for term, (weight, ell) in met.items():
-            if (weight,) in mixed and ell is not None and (first := self._first(self.operands[ell])) is not None:
+            if weight in mixed and ell is not None and (first := self._first(self.operands[ell])) is not None:
                 term = term.subs(self.names["u", ell], self._distance(ell, first))
             out += term
         return out
